@@ -1,8 +1,8 @@
 r"""Receipts: an operator's signed, chained statements of how long a lease used its GPUs.
 
 A lease's receipts are numbered from 0 (OPEN), each names the hash of the one before it and states *cumulative* GPU
-time, so a receipt that arrives twice, late or out of order can change no bill. The tasks that finished since the previous
-receipt travel beside the signed body, bound to it by the root of a Merkle tree.
+time, so a receipt that arrives twice, late or out of order can change no bill. The tasks that finished since the
+previous receipt travel beside the signed body, bound to it by the root of a Merkle tree.
 
 Canonical form: msgpack of a fixed list of fields; the signature (Ed25519, the agent's session key) covers
 `b"fabric-receipt-v1\0"` and those bytes, the hash is Keccak-256 of them.
@@ -128,6 +128,31 @@ class GpuLine:
         return cls(*fields)
 
 
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """How much of the lease's cumulative GPU time, all GPUs together, belongs to one run, in ms.
+
+    At any moment the time belongs to the run whose task is running, else to the run that used the lease last. The
+    `gpu_ms` of all runs add up to that of all GPUs; `idle_ms` and `setup_ms` are parts of it.
+    """
+
+    run: str
+    gpu_ms: int
+    idle_ms: int = 0
+    setup_ms: int = 0
+
+    def to_list(self) -> list[Any]:
+        return [self.run, self.gpu_ms, self.idle_ms, self.setup_ms]
+
+    @classmethod
+    def from_list(cls, fields: Sequence[Any]) -> "RunLine":
+        """Raises ReceiptError when a field is missing, of another type, or out of range."""
+        _check_types(fields, _RUN_TYPES, "a run line")
+        if min(fields[1:]) < 0 or fields[2] + fields[3] > fields[1]:
+            raise ReceiptError(f"a run line has impossible numbers: {fields}")
+        return cls(*fields)
+
+
 @dataclass(frozen=True)
 class Receipt:
     """The signed body. `nonce_seq` and `nonce` echo the last nonce the agent had from the control plane."""
@@ -142,6 +167,7 @@ class Receipt:
     nonce: bytes
     previous: bytes
     gpus: tuple[GpuLine, ...]
+    runs: tuple[RunLine, ...]
     task_count: int
     task_root: bytes
     reason: str = ""
@@ -163,6 +189,7 @@ class Receipt:
                 self.nonce,
                 self.previous,
                 [line.to_list() for line in self.gpus],
+                [line.to_list() for line in self.runs],
                 self.task_count,
                 self.task_root,
                 self.reason,
@@ -185,9 +212,14 @@ class Receipt:
             kind = ReceiptKind(fields[6])
         except ValueError:
             raise ReceiptError(f"a receipt of kind {fields[6]!r}; OPEN, TICK and CLOSE exist") from None
-        _, fabric_id, operator, lease, generation, seq, _, nonce_seq, nonce, previous, lines, *rest = fields
+        _, fabric_id, operator, lease, generation, seq, _, nonce_seq, nonce, previous, lines, runs, *rest = fields
         gpus = tuple(map(GpuLine.from_list, lines))
-        receipt = cls(fabric_id, operator, lease, generation, seq, kind, nonce_seq, nonce, previous, gpus, *rest)
+        by_run = tuple(map(RunLine.from_list, runs))
+        if sum(line.gpu_ms for line in gpus) != sum(line.gpu_ms for line in by_run):
+            raise ReceiptError("a receipt's GPU time by run does not add up to its GPU time by GPU")
+        receipt = cls(
+            fabric_id, operator, lease, generation, seq, kind, nonce_seq, nonce, previous, gpus, by_run, *rest
+        )
         if receipt.body != body or receipt.seq < 0 or receipt.generation < 1 or not receipt.gpus:
             raise ReceiptError("a receipt's bytes are not its canonical form")
         return receipt
@@ -246,7 +278,8 @@ def task_root(tasks: Sequence[TaskLine]) -> bytes:
 
 _TASK_TYPES = (str, int, int, list, int, int, int, int, str, bytes, list)
 _GPU_TYPES = (str, int, int, int, int, int)
-_RECEIPT_TYPES = (int, str, str, str, int, int, str, int, bytes, bytes, list, int, bytes, str, bool)
+_RUN_TYPES = (str, int, int, int)
+_RECEIPT_TYPES = (int, str, str, str, int, int, str, int, bytes, bytes, list, list, int, bytes, str, bool)
 
 
 def _check_types(fields: Any, types: tuple[type, ...], what: str) -> None:

@@ -1,0 +1,52 @@
+"""The data channel between a customer's session and the node that holds its lease: frame kinds and their fields.
+
+Frames are those of `fabric.wire.frames`; over a WebSocket one message is one frame (a sender may fragment it). The
+gateway and the relay pass frames on without looking inside. A task is named by (run, task index, attempt).
+
+Customer → node:
+    fn       [FN, digest]                                       body: the packed function; digest = SHA-256 of it
+    call     [CALL, run, digest, [[task, attempt, sizes], …], timeout_ms]
+             body: per task the pieces of `sizes`: pickled (args, kwargs), then its out-of-band buffers
+    ack      [ACK, run, [task, …]]                              results that arrived; the node forgets them
+    cancel   [CANCEL, run, [task, …]]                           an empty list: all of the run's tasks
+    resume   [RESUME, run, [[task, attempt], …]]                after a reconnect: what is still owed
+    ping     [PING, n]
+
+Node → customer:
+    ready    [READY, {lease, generation, node, python, cloudpickle}]   once per connection, when the lease is open
+    result   [RESULT, run, [[task, attempt, status, start_ms, end_ms, gpu_ms, sizes], …]]
+             body: per task the pieces of `sizes`: the codec's header, then its buffers; status as below
+    failed   [FAILED, run, [[task, attempt, reason, message, exit_code | None], …]]
+    unknown  [UNKNOWN, run, [task, …]]                          in answer to resume: never arrived here, send again
+    log      [LOG, run, task, [[stream, at_ms, text], …]]       stream 1 = stdout, 2 = stderr
+    progress [PROGRESS, run, task, done, total | None]
+    closed   [CLOSED, reason, message]                          the lease is over; nothing follows
+    pong     [PONG, n]
+
+Node ↔ sandbox child: the same FN, CALL (one run's tasks), RESULT and PROGRESS; the child adds `[READY, {…}]` once.
+"""
+
+FN = "fn"
+CALL = "call"
+ACK = "ack"
+CANCEL = "cancel"
+RESUME = "resume"
+PING = "ping"
+
+READY = "ready"
+RESULT = "result"
+FAILED = "failed"
+UNKNOWN = "unknown"
+LOG = "log"
+PROGRESS = "progress"
+CLOSED = "closed"
+PONG = "pong"
+
+STATUS_VALUE = 0
+"""The pieces are a value (`codec.encode`)."""
+STATUS_EXCEPTION = 1
+"""The pieces are an exception of the function (`codec.encode_exception`)."""
+STATUS_NOT_TRANSPORTABLE = 2
+"""One piece: UTF-8 text saying which part of the result cannot travel."""
+
+MAX_TASKS_PER_FRAME = 256
