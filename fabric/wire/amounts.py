@@ -3,7 +3,7 @@
 Floats never reach an amount: a USD argument goes through ``Decimal(str(x))`` and is rounded down.
 """
 
-from decimal import ROUND_DOWN, Decimal, InvalidOperation
+from decimal import ROUND_DOWN, Decimal, InvalidOperation, localcontext
 
 DC_PER_USD = 100_000
 MAX_DC = 2**63 - 1
@@ -23,9 +23,11 @@ def usd_to_dc_down(usd: float | str | Decimal) -> int:
         raise ValueError(f"{usd!r} is not an amount in USD; give a number such as 2.5 or '2.50'") from None
     if not exact.is_finite() or exact < 0:
         raise ValueError(f"{usd} is not an amount in USD; it must be finite and 0 or more")
-    if exact > MAX_DC // DC_PER_USD:
+    with localcontext(prec=40, rounding=ROUND_DOWN):
+        dc = int(exact * DC_PER_USD)
+    if dc > MAX_DC:
         raise ValueError(f"USD {usd} is more than the largest amount, USD {MAX_DC // DC_PER_USD}")
-    return int((exact * DC_PER_USD).to_integral_value(ROUND_DOWN))
+    return dc
 
 
 def dc_to_usd(dc: int) -> Decimal:
