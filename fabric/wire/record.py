@@ -1,4 +1,4 @@
-"""What a value becomes when its class is unknown here: a small immutable record that keeps names, values and type name."""
+"""What a value becomes when its class is unknown here: a small immutable record of names and values."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -2,7 +2,8 @@
 
 A header is a row of msgpack documents: the value itself, then one entry for each reference (a msgpack ext of length
 0 whose code is the kind). The k-th reference of the row means the k-th entry and stands before it. So no value can be
-shared or contain itself, whatever the sender writes, and one walk from left to right sees every depth.
+shared or contain itself, whatever the sender writes, and one walk from left to right sees every depth. A header that
+has buffers behind it is padded with nils to a multiple of 64 bytes, so that the first buffer is aligned when joined.
 """
 
 from dataclasses import dataclass
@@ -32,10 +33,13 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 
+ALIGNMENT = 64
+PADDING = b"\xc0"
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One msgpack document of a header: the bytes ``start:end``, whose first reference is number ``first_reference``."""
+    """One msgpack document of a header: bytes ``start:end``; its first reference is number ``first_reference``."""
 
     start: int
     end: int
@@ -54,11 +58,18 @@ def scan(header: bytes, limits: Limits) -> tuple[list[Document], list[int]]:
     documents = [walk.document(depth=1)]
     while walk.position < len(header):
         if len(documents) > len(walk.kinds):
-            raise CodecError(f"{len(header) - walk.position} bytes that nothing refers to")
+            _check_padding(header, walk.position)
+            break
         documents.append(walk.document(walk.depths[len(documents) - 1]))
     if len(documents) != len(walk.kinds) + 1:
         raise CodecError(f"{len(walk.kinds)} references but {len(documents) - 1} entries")
     return documents, walk.kinds
+
+
+def _check_padding(header: bytes, position: int) -> None:
+    rest = len(header) - position
+    if rest >= ALIGNMENT or header.count(PADDING, position) != rest:
+        raise CodecError(f"{rest} bytes that nothing refers to")
 
 
 def _fixed_sizes() -> list[int]:
@@ -75,7 +86,9 @@ def _fixed_sizes() -> list[int]:
     return sizes
 
 
-_FIXED = _fixed_sizes()
+FIXED_SIZES = _fixed_sizes()
+"""A header of exactly this size is one number, short text, None or bool: nothing in it can exceed a limit."""
+
 _LENGTH_OF_BLOB = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _LENGTH_OF_CONTAINER = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # array, map: a pair is two values
 _REFERENCE = 0xC7
@@ -96,7 +109,7 @@ class _Walk:
     def document(self, depth: int) -> Document:
         """Walk one document that stands at ``depth``."""
         start, first_reference, end = self.position, len(self.kinds), len(self.header)
-        header, fixed, position = self.header, _FIXED, start
+        header, fixed, position = self.header, FIXED_SIZES, start
         above: list[int] = []  # how many values each open container still lacks, the innermost apart
         missing, pending = 1, 1
         while True:
