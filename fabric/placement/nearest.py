@@ -1,0 +1,151 @@
+"""The nearest thing that would work when nothing does: for each wish, what changing it alone would open.
+
+It reads the bits of the screens, so it says "$0.20 above your cap" only of places that fail for the price alone.
+"""
+
+import difflib
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from fabric.placement.answer import Nearest, Reason
+from fabric.placement.fleet import Fleet
+from fabric.placement.grammar import GpuSpec, name_matches
+from fabric.placement.packing import Demand, fits
+from fabric.placement.request import Request
+from fabric.placement.screen import BIT, Screen
+
+_DC_PER_USD = 100_000
+_MOST = 4
+_ROWS_LOOKED_AT = 64
+
+Rows = npt.NDArray[np.intp]
+
+
+def nearest(fleet: Fleet, request: Request, screens: list[tuple[GpuSpec, Screen]], now_ms: int) -> tuple[Nearest, ...]:
+    """At most four single changes that would do, those that serve now before waiting."""
+    found: list[Nearest] = []
+    for spec, one in screens:
+        for reason, tell in _TELLERS.items():
+            rows = _free_but_for(fleet, request, spec, one, reason)
+            if rows.size >= request.nodes:
+                found.append(tell(fleet, request, one, rows))
+        fewer = _fewer(fleet, request, spec, one)
+        wait = _wait(fleet, request, spec, one, now_ms)
+        found += [near for near in (fewer, wait) if near is not None]
+    return tuple({near.text: near for near in found}.values())[:_MOST]
+
+
+def similar_names(fleet: Fleet, request: Request) -> tuple[str, ...]:
+    """Models of this fleet that look like a wanted name which nobody here has."""
+    models = sorted({kind.model for kind in fleet.kinds if kind.model})
+    close: list[str] = []
+    for name in {name for spec in request.gpu.specs for name in spec.names}:
+        if not any(name_matches(name, model) for model in models):
+            words = {word.lower(): model for model in models for word in (model, *model.split())}
+            close += [words[word] for word in difflib.get_close_matches(name.lower(), words, n=3, cutoff=0.5)]
+    return tuple(dict.fromkeys(close))
+
+
+def _free_but_for(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen, reason: Reason) -> Rows:
+    """Rows that fail for this reason only and have room now."""
+    rows = np.flatnonzero(one.bits == BIT[reason])
+    if not rows.size:
+        return rows
+    return rows[fits(fleet, _demand(request, spec.count_min, max(spec.milli, 1)), rows)]
+
+
+def _demand(request: Request, count: int, milli: int) -> Demand:
+    return Demand(count, milli, request.cpu_milli, request.memory_bytes, request.disk_bytes)
+
+
+def _model(fleet: Fleet, rows: Rows) -> str:
+    return fleet.kinds[fleet.kind[rows[0]]].model or "a node"
+
+
+def _price(fleet: Fleet, request: Request, one: Screen, rows: Rows) -> Nearest:
+    price = int(np.sort(one.price[rows])[request.nodes - 1])
+    over = price - (request.max_price_dc_per_gpu_hour or 0)
+    cents = f"{over // _DC_PER_USD}.{over % _DC_PER_USD:05d}".rstrip("0")
+    text = f"{_model(fleet, rows)} at ${cents.rstrip('.')} above your cap per GPU-hour"
+    return Nearest("max_price", text, price, int(rows.size))
+
+
+def _rtt(fleet: Fleet, request: Request, one: Screen, rows: Rows) -> Nearest:
+    if one.rtt_ms is None or not np.isfinite(one.rtt_ms[rows]).any():
+        return Nearest(
+            "max_rtt_ms", f"{rows.size} × {_model(fleet, rows)} at an unknown distance", None, int(rows.size)
+        )
+    rtt = float(one.rtt_ms[rows].min())
+    text = f"{rows.size} × {_model(fleet, rows)} at {rtt:.0f} ms, above your {request.max_rtt_ms:.0f} ms"
+    return Nearest("max_rtt_ms", text, rtt, int(rows.size))
+
+
+def _place(change: str, word: str, name_of: Callable[[Fleet, int], object]) -> Callable[..., Nearest]:
+    def tell(fleet: Fleet, _request: Request, _screen: Screen, rows: Rows) -> Nearest:
+        names = sorted({str(name_of(fleet, int(row))) for row in rows[:_ROWS_LOOKED_AT]})
+        text = f"{rows.size} × {_model(fleet, rows)} {word} {', '.join(names[:3])}"
+        return Nearest(change, text, names[0], int(rows.size))
+
+    return tell
+
+
+def _profile(attribute: str) -> Callable[[Fleet, int], object]:
+    return lambda fleet, row: getattr(fleet.profiles[fleet.profile[row]], attribute)
+
+
+_TELLERS: dict[Reason, Callable[[Fleet, Request, Screen, Rows], Nearest]] = {
+    Reason.PRICE: _price,
+    Reason.RTT: _rtt,
+    Reason.REGION: _place("region", "in", _profile("region")),
+    Reason.OPERATOR: _place("operators", "of", _profile("operator")),
+    Reason.REPUTATION: _place("min_reputation", "with reputation", _profile("reputation")),
+    Reason.VERIFICATION: _place("min_verification", "verified to level", _profile("verification")),
+    Reason.GPU: _place("gpu", "free at", _profile("operator")),
+}
+
+
+def _fewer(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen) -> Nearest | None:
+    """The largest smaller number of GPUs per node for which there is room now."""
+    rows = one.open_rows
+    for count in range(spec.count_min - 1, 0, -1):
+        able = rows[fits(fleet, _demand(request, count, spec.milli), rows)]
+        if able.size >= request.nodes:
+            text = f"{count} instead of {spec.count_min} × {_model(fleet, able)} per node"
+            return Nearest("gpu", text, count, int(able.size))
+    return None
+
+
+def _wait(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen, now_ms: int) -> Nearest | None:
+    """When the first node gets room, by the ends that leases have announced."""
+    ends = [
+        end
+        for row in one.open_rows[:_ROWS_LOOKED_AT].tolist()
+        if (end := _room_at(fleet, row, _demand(request, spec.count_min, int(one.milli[row])))) is not None
+    ]
+    if len(ends) < request.nodes:
+        return None
+    wait_ms = max(sorted(ends)[request.nodes - 1] - now_ms, 0)
+    return Nearest("wait", f"free in about {-(-wait_ms // 60_000)} min", wait_ms, len(ends))
+
+
+def _room_at(fleet: Fleet, row: int, demand: Demand) -> int | None:
+    """When the demand fits into the row if every lease ends when it said; None if it then still does not."""
+    node = fleet.node_at(row).name
+    free, room = fleet.free[row].tolist(), fleet.room[row].tolist()
+    ending = sorted((held.until_ms, held.lease) for held in fleet.leases_on(node) if held.until_ms is not None)
+    for until_ms, lease in ending:
+        for assignment in fleet.leases[lease].assignments:
+            if assignment.node != node:
+                continue
+            room = [room[0] + assignment.cpu_milli, room[1] + assignment.memory_bytes, room[2] + assignment.disk_bytes]
+            for share in assignment.gpus:
+                seat = fleet.seat(share.uuid)
+                if seat is not None and seat[0] == row:
+                    free[seat[1]] += share.milli
+        wanted = (demand.cpu_milli, demand.memory_bytes, demand.disk_bytes)
+        enough = all(have >= want for have, want in zip(room, wanted, strict=True))
+        if enough and sum(milli >= demand.milli for milli in free) >= demand.count:
+            return until_ms
+    return None
