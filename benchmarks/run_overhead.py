@@ -1,0 +1,143 @@
+"""What the fabric adds to a task, beside Ray itself on the same cluster in the same run.
+
+Starts an embedded fabric of its own, measures `fabric.run` of a no-op (cold and on a warm lease) and `fabric.map` of many
+small tasks, and on the very same Ray cluster a plain task, an actor call, and a task through Ray Client. Ratios of one
+run are comparable; absolute times on a shared machine are not.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROUNDS = 5
+WARM_UP_TASKS = 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run_overhead", description=__doc__)
+    parser.add_argument("--calls", type=int, default=300, help="no-op calls per way of calling (default 300)")
+    parser.add_argument("--cold", type=int, default=5, help="cold leases (default 5)")
+    parser.add_argument("--tasks", type=int, default=10_000, help="tasks per map (default 10000)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="interleaved rounds of the map (default 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    with embedded_fabric() as home:
+        figures = measure(home, arguments)
+    report = {"name": "run_overhead", "config": vars(arguments) | {"cores": os.cpu_count()}, "figures": figures}
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        for name, value in figures.items():
+            print(f"{name:24} {value:12.3f}")
+
+
+@contextlib.contextmanager
+def embedded_fabric() -> Iterator[Path]:
+    """An embedded fabric in a state directory of its own, stopped and removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="fabric-bench-") as folder:
+        os.environ["FABRIC_HOME"] = folder
+        os.environ["FABRIC_QUIET"] = "1"
+        fabric_cli("up")
+        try:
+            yield Path(folder)
+        finally:
+            fabric_cli("down")
+
+
+def fabric_cli(*words: str) -> None:
+    subprocess.run([sys.executable, "-P", "-m", "fabric.cli", *words], check=True, stdout=sys.stderr)
+
+
+def measure(home: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    import fabric
+
+    fabric.run(noop, gpu="L4", linger=0)
+    cold = [timed(lambda: fabric.run(noop, gpu="L4", linger=0)) for _ in range(arguments.cold)]
+    for _ in range(WARM_UP_TASKS):
+        fabric.run(noop, gpu="L4")
+    warm = [timed(lambda: fabric.run(noop, gpu="L4")) for _ in range(arguments.calls)]
+    figures = {
+        "fabric_run_p50_ms": percentile(warm, 50),
+        "fabric_run_p99_ms": percentile(warm, 99),
+        "fabric_run_cold_ms": statistics.median(cold),
+    }
+    with ray_on(home) as ray:
+        figures |= ray_calls(ray, arguments.calls)
+        figures |= map_rounds(ray, arguments.tasks, arguments.rounds)
+    figures["ray_client_p50_ms"] = ray_client_p50(home, arguments.calls)
+    return figures
+
+
+def map_rounds(ray: Any, tasks: int, rounds: int) -> dict[str, float]:
+    """Median of interleaved rounds; our clock stops when all results are there and all receipts acknowledged."""
+    plain = ray.remote(num_cpus=1)(echo)
+    ray.get([plain.remote(i) for i in range(WARM_UP_TASKS)])
+    ours(WARM_UP_TASKS)
+    ratios, our_rates, ray_rates = [], [], []
+    for _ in range(rounds):
+        ray_rates.append(tasks / (timed(lambda: ray.get([plain.remote(i) for i in range(tasks)])) / 1000))
+        our_rates.append(tasks / ours(tasks))
+        ratios.append(our_rates[-1] / ray_rates[-1])
+    return {
+        "map_ratio": statistics.median(ratios),
+        "map_tasks_per_s": statistics.median(our_rates),
+        "ray_map_tasks_per_s": statistics.median(ray_rates),
+    }
+
+
+def ours(tasks: int) -> float:
+    """Seconds for one `fabric.map`, receipts included."""
+    import fabric
+
+    started = time.perf_counter()
+    results = fabric.map(echo, range(tasks), gpu="L4", max_parallel=2)
+    assert list(results) == list(range(tasks))
+    while results.run.receipted < tasks:
+        time.sleep(0.005)
+    return time.perf_counter() - started
+
+
+def ray_calls(ray: Any, calls: int) -> dict[str, float]:
+    task = ray.remote(num_cpus=1)(noop)
+    actor = ray.remote(num_cpus=0)(Noop).remote()
+    for _ in range(WARM_UP_TASKS // 4):
+        ray.get(task.remote())
+        ray.get(actor.noop.remote())
+    return {
+        "ray_task_p50_ms": percentile([timed(lambda: ray.get(task.remote())) for _ in range(calls)], 50),
+        "ray_actor_p50_ms": percentile([timed(lambda: ray.get(actor.noop.remote())) for _ in range(calls)], 50),
+    }
+
+
+def noop() -> None:
+    """Nothing."""
+
+
+def echo(index: int) -> int:
+    return index
+
+
+class Noop:
+    def noop(self) -> None:
+        """Nothing."""
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Milliseconds of one call."""
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1000
+
+
+def percentile(values: list[float], percent: int) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
