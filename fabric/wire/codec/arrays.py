@@ -81,7 +81,7 @@ def _describe_array(np: Any, array: Any) -> tuple[Kind, list[Any], Any]:
     if type(array) not in (np.ndarray, np.memmap):
         raise Unfit(array, hint="return numpy.asarray(…) of it")
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    flat = np.asarray(array).reshape(-1, order=order)
+    flat = np.ascontiguousarray(array.T if order == "F" else array).reshape(-1)
     fields = [_dtype_fields(np, array.dtype, array), list(array.shape), order]
     return Kind.ARRAY, fields, flat.view(np.uint8).data if flat.nbytes else b""
 

@@ -86,9 +86,10 @@ class _Writer:
         return Encoded(header, tuple(self._buffers))
 
     def _refer(self, value: Any) -> msgpack.ExtType:
-        within = self._within
+        within, levels = self._within, 0
         while within >= 0:
-            if self._sources[within] is value:
+            levels += 1
+            if self._sources[within] is value or levels > self._limits.depth:
                 raise RecursionError
             within = self._entries[within][1]
         return self._add(describe(value), value)
@@ -115,20 +116,14 @@ class _Search:
         return self._visit(value, self._path)
 
     def _visit(self, value: Any, path: str) -> NotTransportable | None:
+        name = type(value).__qualname__
         if any(value is outer for outer in self._above):
-            return NotTransportable(
-                path, type(value).__qualname__, "return a copy without the cycle", "contains itself"
-            )
-        if len(self._above) >= self._limits.depth:
-            return NotTransportable(
-                path,
-                type(value).__qualname__,
-                "return it flatter",
-                f"is nested more than {self._limits.depth} levels deep",
-            )
+            return NotTransportable(path, name, "return a copy without the cycle", "contains itself")
         unfit = _unfit(value)
         if unfit is not None:
             return NotTransportable(path, unfit.type_name, unfit.hint)
+        if len(self._above) >= self._limits.depth:
+            return NotTransportable(path, name, "return it flatter", f"is nested more than {self._limits.depth} levels")
         self._above.append(value)
         for suffix, inner in parts(value):
             found = self._visit(inner, path + suffix)

@@ -20,7 +20,8 @@ def fields(exception: BaseException, traceback: str) -> list[Any]:
     """[module, qualname, arguments, attributes, message, traceback]."""
     cls = type(exception)
     attributes = {name: value for name, value in vars(exception).items() if name != "__notes__"}
-    return [cls.__module__, cls.__qualname__, list(exception.args), attributes, _message(exception), traceback]
+    arguments = list(OSError.__reduce__(exception)[1]) if isinstance(exception, OSError) else list(exception.args)
+    return [cls.__module__, cls.__qualname__, arguments, attributes, _message(exception), traceback]
 
 
 def rebuild(described: Any, types: TypeSource) -> BaseException:
