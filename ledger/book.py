@@ -1,0 +1,238 @@
+"""The journal: appends entries and answers balances. Each posting carries its account's balance after it.
+
+So a balance is the last posting of its account, nothing mutable can disagree with the entries, and the database
+refuses a balance below zero. The caller owns the transaction; nothing here commits. On PostgreSQL the rows of the
+accounts are locked before their balances are read; on SQLite the transaction already has the only write lock.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Table, func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import Session
+
+from ledger.accounts import Account, AccountKind, Asset
+from ledger.entries import Entry, Posting, check
+from ledger.errors import InsufficientFunds, Overdrawn, SourceConflict
+from ledger.tables import AccountRow, BctPostingRow, DcPostingRow, EntryRow, table_of
+
+ACCOUNT, ENTRY = table_of(AccountRow), table_of(EntryRow)
+POSTINGS: Mapping[Asset, Table] = {Asset.DC: table_of(DcPostingRow), Asset.BCT: table_of(BctPostingRow)}
+CHUNK = 500
+
+Item = TypeVar("Item")
+
+
+@dataclass(slots=True)
+class Tail:
+    """The end of an account: its row's id, how many postings it has and its balance."""
+
+    account_id: int
+    nth: int
+    balance: int
+
+
+Tails = dict[Account, Tail]
+
+
+class Book:
+    """Entries of one database, inside the caller's session and transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def append(self, entries: Sequence[Entry], tails: Tails | None = None) -> list[int]:
+        """Book entries in order; those whose ``source_id`` is booked already change nothing. Returns their ids.
+
+        Args:
+            entries: each passes both checks of `ledger.entries`.
+            tails: what `lock` returned for all their accounts, when the caller has decided by those balances.
+
+        Raises:
+            SourceConflict: a source_id is booked with other content.
+            InsufficientFunds, Overdrawn: an account would fall below zero; nothing of the call is booked then.
+        """
+        known = self.find([entry.source_id for entry in entries])
+        fresh: dict[str, Entry] = {}
+        for entry in entries:
+            check(entry)
+            if entry.source_id in known:
+                self._expect_same(entry, known[entry.source_id])
+            elif fresh.setdefault(entry.source_id, entry) != entry:
+                raise SourceConflict(f"{entry.source_id} is given twice with different content")
+        if fresh:
+            known |= self._write(list(fresh.values()), tails)
+        return [known[entry.source_id] for entry in entries]
+
+    def lock(self, accounts: Collection[Account]) -> Tails:
+        """The ends of accounts, which nobody else can move until the transaction is over."""
+        ids = self._lock_rows({account.name: account for account in accounts})
+        tails = {account: Tail(account_id, 0, 0) for account, account_id in ids.items()}
+        by_id = {tail.account_id: tail for tail in tails.values()}
+        for asset in {account.asset for account in tails}:
+            wanted = [tail.account_id for account, tail in tails.items() if account.asset is asset]
+            for account_id, nth, balance in self._ends(asset, wanted):
+                by_id[account_id].nth, by_id[account_id].balance = nth, balance
+        return tails
+
+    def balance(self, account: Account) -> int:
+        """In the asset's smallest unit; 0 for an account that was never used."""
+        return self.balances([account])[account]
+
+    def balances(self, accounts: Collection[Account]) -> dict[Account, int]:
+        names = {account.name: account for account in accounts}
+        found = dict.fromkeys(accounts, 0)
+        for asset in {account.asset for account in accounts}:
+            ids = {
+                account_id: names[name]
+                for chunk in chunks([account.name for account in accounts if account.asset is asset])
+                for account_id, name in self._session.execute(
+                    select(ACCOUNT.c.id, ACCOUNT.c.name).where(ACCOUNT.c.name.in_(chunk))
+                )
+            }
+            for account_id, _, balance in self._ends(asset, list(ids)):
+                found[ids[account_id]] = balance
+        return found
+
+    def find(self, source_ids: Sequence[str]) -> dict[str, int]:
+        """Ids of the entries among ``source_ids`` that are booked."""
+        return {
+            source_id: entry_id
+            for chunk in chunks(source_ids)
+            for source_id, entry_id in self._session.execute(
+                select(ENTRY.c.source_id, ENTRY.c.id).where(ENTRY.c.source_id.in_(chunk))
+            )
+        }
+
+    def postings(self, entry_id: int) -> list[Posting]:
+        """The postings of one entry, in their order."""
+        found: list[tuple[int, Posting]] = []
+        for table in POSTINGS.values():
+            rows = self._session.execute(
+                select(table.c.line, ACCOUNT.c.kind, ACCOUNT.c.owner, ACCOUNT.c.sub, table.c.amount)
+                .join(ACCOUNT, ACCOUNT.c.id == table.c.account_id)
+                .where(table.c.entry_id == entry_id)
+            )
+            found += [
+                (line, Posting(Account(AccountKind(kind), owner, sub), amount))
+                for line, kind, owner, sub, amount in rows
+            ]
+        return [posting for _, posting in sorted(found, key=lambda pair: pair[0])]
+
+    def _expect_same(self, entry: Entry, entry_id: int) -> None:
+        kind = self._session.execute(select(ENTRY.c.kind).where(ENTRY.c.id == entry_id)).scalar_one()
+        if kind != entry.kind or self.postings(entry_id) != list(entry.postings):
+            raise SourceConflict(
+                f"{entry.source_id} is booked with other content; a new fact needs a new source_id, "
+                "a correction a reversal"
+            )
+
+    def _write(self, entries: list[Entry], tails: Tails | None) -> dict[str, int]:
+        if tails is None:
+            tails = self.lock({posting.account for entry in entries for posting in entry.postings})
+        lines = [self._lines(entry, tails) for entry in entries]
+        ids = self._insert_entries(entries)
+        rows: dict[Asset, list[dict[str, Any]]] = defaultdict(list)
+        for entry, entry_lines in zip(entries, lines, strict=True):
+            entry_id = ids[entry.source_id]
+            for asset, line in entry_lines:
+                line["entry_id"] = entry_id
+                rows[asset].append(line)
+        for asset, values in rows.items():
+            self._session.execute(insert(POSTINGS[asset]), values)
+        return ids
+
+    def _lines(self, entry: Entry, tails: Tails) -> list[tuple[Asset, dict[str, Any]]]:
+        lines: list[tuple[Asset, dict[str, Any]]] = []
+        for number, (account, amount) in enumerate(entry.postings):
+            tail = tails[account]
+            balance = tail.balance + amount
+            if balance < 0 and not account.is_source:
+                raise _overdrawn(entry, account, tail.balance, -amount)
+            tail.nth, tail.balance = tail.nth + 1, balance
+            line = {
+                "line": number,
+                "account_id": tail.account_id,
+                "nth": tail.nth,
+                "amount": amount,
+                "balance": balance,
+                "is_source": account.is_source,
+            }
+            lines.append((account.asset, line))
+        return lines
+
+    def _insert_entries(self, entries: list[Entry]) -> dict[str, int]:
+        reversed_ids = self.find([entry.reverses for entry in entries if entry.reverses is not None])
+        values = [
+            {
+                "source_id": entry.source_id,
+                "kind": entry.kind.value,
+                "at_ms": entry.at_ms,
+                "lease_id": entry.lease_id,
+                "reverses_id": None if entry.reverses is None else reversed_ids[entry.reverses],
+            }
+            for entry in entries
+        ]
+        rows = self._session.execute(insert(ENTRY).returning(ENTRY.c.source_id, ENTRY.c.id), values)
+        return {row.source_id: row.id for row in rows}
+
+    def _lock_rows(self, names: Mapping[str, Account]) -> dict[Account, int]:
+        found = self._select_rows(names)
+        missing = [names[name] for name in names if names[name] not in found]
+        if missing:
+            values = [
+                {"name": account.name, "kind": account.kind.value, "owner": account.owner, "sub": account.sub}
+                for account in sorted(missing)
+            ]
+            insert_or_skip(self._session, ACCOUNT, values)
+            found |= self._select_rows({account.name: account for account in missing})
+        return found
+
+    def _select_rows(self, names: Mapping[str, Account]) -> dict[Account, int]:
+        return {
+            names[name]: account_id
+            for chunk in chunks(sorted(names))
+            for account_id, name in self._session.execute(
+                select(ACCOUNT.c.id, ACCOUNT.c.name)
+                .where(ACCOUNT.c.name.in_(chunk))
+                .order_by(ACCOUNT.c.id)
+                .with_for_update()
+            )
+        }
+
+    def _ends(self, asset: Asset, account_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """(account, number of postings, balance) of the accounts that have postings."""
+        table = POSTINGS[asset]
+        inner = table.alias()
+        last = (
+            select(func.max(inner.c.nth)).where(inner.c.account_id == ACCOUNT.c.id).correlate(ACCOUNT).scalar_subquery()
+        )
+        for chunk in chunks(account_ids):
+            rows = self._session.execute(
+                select(ACCOUNT.c.id, table.c.nth, table.c.balance)
+                .select_from(ACCOUNT)
+                .join(table, (table.c.account_id == ACCOUNT.c.id) & (table.c.nth == last))
+                .where(ACCOUNT.c.id.in_(chunk))
+            )
+            yield from ((account_id, nth, balance) for account_id, nth, balance in rows)
+
+
+def chunks(items: Sequence[Item], size: int = CHUNK) -> Iterator[Sequence[Item]]:
+    """Pieces small enough for one statement's parameters."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def insert_or_skip(session: Session, table: Table, values: list[dict[str, Any]]) -> None:
+    """Insert rows, leaving alone those whose unique columns exist already."""
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    session.execute(dialect.insert(table).on_conflict_do_nothing(), values)
+
+
+def _overdrawn(entry: Entry, account: Account, balance: int, needed: int) -> InsufficientFunds | Overdrawn:
+    if account.kind is AccountKind.AVAILABLE:
+        return InsufficientFunds(account.owner, needed_dc=needed, available_dc=balance)
+    return Overdrawn(f"{entry.source_id}: {account.name} holds {balance}, {needed} cannot leave it")

@@ -1,0 +1,71 @@
+"""The leaves of an epoch's two trees, and the ids in them: the one place that fixes their bytes.
+
+A payout leaf says what a (GPU, holder) has earned since the beginning; a usage leaf says what a GPU did in one epoch
+and leads, by the root of its leases, to each lease's last receipt and from there to every task.
+"""
+
+from functools import lru_cache
+
+from fabric.wire.hashing import keccak256
+from fabric.wire.merkle import leaf, tag
+
+PAYOUT_TAG = tag("fabric.payout.v1")
+USAGE_TAG = tag("fabric.usage.v1")
+LEASE_TAG = tag("fabric.lease.v1")
+
+_ADDRESS_BYTES = 20
+_ID_BYTES = 32
+
+
+@lru_cache(maxsize=65_536)
+def gpu_public_id(gpu_uuid: str) -> bytes:
+    """``keccak256("fabric-gpu" ‖ UUID)``: lets a GPU be followed in public without showing its UUID."""
+    return keccak256(b"fabric-gpu", gpu_uuid.encode())
+
+
+def gpu_id_hex(gpu_uuid: str) -> str:
+    """The public id as the ledger, the API and the epoch file write it: 0x and 64 lower-case digits."""
+    return "0x" + gpu_public_id(gpu_uuid).hex()
+
+
+def payout_leaf(gpu_id: bytes, holder: bytes, cumulative_wei: int) -> bytes:
+    return leaf(PAYOUT_TAG, gpu_id, holder, cumulative_wei)
+
+
+def usage_leaf(epoch: int, gpu_id: bytes, gpu_ms: int, dc: int, leases_root: bytes) -> bytes:
+    return leaf(USAGE_TAG, epoch, gpu_id, gpu_ms, dc, leases_root)
+
+
+def lease_leaf(lease_id: str, gpu_ms: int, dc: int, receipt_hash: bytes) -> bytes:
+    """``receipt_hash`` is that of the lease's last receipt counted in the epoch."""
+    return leaf(LEASE_TAG, keccak256(lease_id.encode()), gpu_ms, dc, receipt_hash)
+
+
+def address_bytes(address: str) -> bytes:
+    """The 20 bytes of a 0x-address in any case; the caller keeps one spelling (lower case).
+
+    Raises:
+        ValueError: not an address.
+    """
+    try:
+        raw = bytes.fromhex(address.removeprefix("0x"))
+    except ValueError:
+        raw = b""
+    if len(raw) != _ADDRESS_BYTES or not address.startswith("0x"):
+        raise ValueError(f"{address!r} is not an address: 0x and 40 hexadecimal digits")
+    return raw
+
+
+def id_bytes(hex_id: str) -> bytes:
+    """The 32 bytes of a 0x-hex id or hash.
+
+    Raises:
+        ValueError: another length or other characters.
+    """
+    try:
+        raw = bytes.fromhex(hex_id.removeprefix("0x"))
+    except ValueError:
+        raw = b""
+    if len(raw) != _ID_BYTES or not hex_id.startswith("0x"):
+        raise ValueError(f"{hex_id!r} is not an id: 0x and 64 hexadecimal digits")
+    return raw

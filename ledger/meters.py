@@ -1,0 +1,171 @@
+"""Meters and their usage rows: reading what was booked of a (lease, generation, GPU), and writing what is booked now.
+
+Decides nothing; `ledger.booking` does.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import RowMapping, insert, select
+from sqlmodel import Session
+
+from ledger import accounts
+from ledger.book import ENTRY, chunks, insert_or_skip
+from ledger.booking import Charge, MeterState
+from ledger.entries import Entry, EntryKind, move
+from ledger.errors import SourceConflict
+from ledger.tables import MeterRow, UsageRow, table_of
+from ledger.usage import Usage
+
+METER, USAGE = table_of(MeterRow), table_of(UsageRow)
+UNDONE = ENTRY.alias("undone")
+
+MeterKey = tuple[str, int, str]
+_USAGE_FIELDS = tuple(field.name for field in fields(Usage))
+_FIXED = ("customer", "operator", "model", "share_milli", "price_dc_per_gpu_hour", "simulated")
+
+
+def standing() -> Any:
+    """The condition that a usage row has not been undone."""
+    return ~select(UNDONE.c.id).where(UNDONE.c.reverses_id == USAGE.c.entry_id).exists()
+
+
+class Meters:
+    """The meter and usage tables inside the caller's transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def open(self, usages: Sequence[Usage]) -> dict[MeterKey, tuple[int, MeterState]]:
+        """Row id and state of each usage's meter; meters seen for the first time are created.
+
+        Raises:
+            SourceConflict: a meter's customer, operator, model, share or price differ from when it was opened.
+        """
+        wanted = {usage.meter: usage for usage in usages}
+        found = self._find(wanted)
+        missing = [usage for key, usage in wanted.items() if key not in found]
+        if missing:
+            insert_or_skip(self._session, METER, [_meter_values(usage) for usage in missing])
+            found |= self._find({usage.meter: usage for usage in missing})
+        ids = {row["id"]: key for key, row in found.items()}
+        states = self._states(list(ids))
+        return {key: (meter_id, states.get(meter_id, MeterState())) for meter_id, key in ids.items()}
+
+    def find(self, lease_id: str, generation: int, gpu_id: str) -> RowMapping | None:
+        """The row of one meter."""
+        return (
+            self._session.execute(
+                select(METER).where(
+                    METER.c.lease_id == lease_id, METER.c.generation == generation, METER.c.gpu_id == gpu_id
+                )
+            )
+            .mappings()
+            .one_or_none()
+        )
+
+    def write(self, charges: Sequence[tuple[Charge, int, int]], *, accepted_ms: int) -> None:
+        """Usage rows of (charge, its entry's id, its meter's row id)."""
+        values = [_usage_values(charge, entry_id, meter_id, accepted_ms) for charge, entry_id, meter_id in charges]
+        if values:
+            self._session.execute(insert(USAGE), values)
+
+    def standing_newest_first(self, meter_id: int) -> list[RowMapping]:
+        """All usage rows of a meter that were not undone."""
+        rows = self._session.execute(
+            select(USAGE, *_meter_columns(), ENTRY.c.source_id)
+            .join(METER, METER.c.id == USAGE.c.meter_id)
+            .join(ENTRY, ENTRY.c.id == USAGE.c.entry_id)
+            .where(USAGE.c.meter_id == meter_id, standing())
+            .order_by(USAGE.c.entry_id.desc())
+        )
+        return list(rows.mappings())
+
+    def booked(self, entry_ids: Sequence[int]) -> dict[int, RowMapping]:
+        """Usage rows by the id of their entry."""
+        return {
+            row["entry_id"]: row
+            for chunk in chunks(entry_ids)
+            for row in self._session.execute(
+                select(USAGE, *_meter_columns())
+                .join(METER, METER.c.id == USAGE.c.meter_id)
+                .where(USAGE.c.entry_id.in_(chunk))
+            ).mappings()
+        }
+
+    def _find(self, wanted: Mapping[MeterKey, Usage]) -> dict[MeterKey, RowMapping]:
+        found: dict[MeterKey, RowMapping] = {}
+        for chunk in chunks(sorted({key[0] for key in wanted})):
+            for row in self._session.execute(select(METER).where(METER.c.lease_id.in_(chunk))).mappings():
+                key = (row["lease_id"], row["generation"], row["gpu_id"])
+                if key in wanted:
+                    _expect_fixed(row, wanted[key])
+                    found[key] = row
+        return found
+
+    def _states(self, meter_ids: Sequence[int]) -> dict[int, MeterState]:
+        last = (
+            select(USAGE.c.entry_id)
+            .where(USAGE.c.meter_id == METER.c.id, standing())
+            .order_by(USAGE.c.entry_id.desc())
+            .limit(1)
+            .correlate(METER)
+            .scalar_subquery()
+        )
+        columns = (USAGE.c.meter_id, USAGE.c.seq, USAGE.c.part, USAGE.c.cumulative_gpu_ms, USAGE.c.charged_dc)
+        return {
+            meter_id: MeterState(*state)
+            for chunk in chunks(meter_ids)
+            for meter_id, *state in self._session.execute(
+                select(*columns).select_from(METER).join(USAGE, USAGE.c.entry_id == last).where(METER.c.id.in_(chunk))
+            )
+        }
+
+
+def charge_from(row: RowMapping, source_id: str) -> Charge:
+    """A booked charge, from its usage and meter rows, as the value it was."""
+    usage = Usage(**{name: row[name] for name in _USAGE_FIELDS})
+    postings = move(accounts.held(usage.customer, usage.lease_id), accounts.usage_pending(usage.gpu_id), row["dc"])
+    entry = Entry(EntryKind.CHARGE, source_id, row["accepted_ms"], postings, usage.lease_id)
+    return Charge(usage, row["gpu_ms"], row["dc"], row["charged_dc"], row["short_dc"], entry)
+
+
+def _meter_columns() -> list[Any]:
+    return [column for column in METER.c if column.name != "id"]
+
+
+def _expect_fixed(row: RowMapping, usage: Usage) -> None:
+    for name in _FIXED:
+        if row[name] != getattr(usage, name):
+            raise SourceConflict(
+                f"{usage.source_id}: {name} is {row[name]} for the life of the lease, not {getattr(usage, name)}"
+            )
+
+
+def _meter_values(usage: Usage) -> dict[str, Any]:
+    fixed = {name: getattr(usage, name) for name in _FIXED}
+    return {"lease_id": usage.lease_id, "generation": usage.generation, "gpu_id": usage.gpu_id, **fixed}
+
+
+def _usage_values(charge: Charge, entry_id: int, meter_id: int, accepted_ms: int) -> dict[str, Any]:
+    usage = charge.usage
+    return {
+        "entry_id": entry_id,
+        "meter_id": meter_id,
+        "seq": usage.seq,
+        "part": usage.part,
+        "run_id": usage.run_id,
+        "pool": usage.pool,
+        "holder": usage.holder.lower(),
+        "cumulative_gpu_ms": usage.cumulative_gpu_ms,
+        "gpu_ms": charge.gpu_ms,
+        "dc": charge.dc,
+        "charged_dc": charge.charged_dc,
+        "short_dc": charge.short_dc,
+        "at_ms": usage.at_ms,
+        "accepted_ms": accepted_ms,
+        "receipt_hash": usage.receipt_hash,
+        "utilised_gpu_ms": usage.utilised_gpu_ms,
+        "energy_mj": usage.energy_mj,
+    }

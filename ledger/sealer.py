@@ -1,0 +1,224 @@
+"""The sealed chain: every committed entry gets a link whose hash covers it, its postings, its usage and all before.
+
+One sealer at a time; each run links what has been committed since. `Sealer.verify` walks the chain and names the
+first bad row; entries that no run has reached yet are the tail, reported as such.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, insert, select
+from sqlmodel import Session
+
+from ledger.book import ACCOUNT, CHUNK, ENTRY, POSTINGS, chunks
+from ledger.meters import METER, USAGE
+from ledger.tables import HeadRow, LinkRow, table_of
+
+LINK, HEAD = table_of(LinkRow), table_of(HeadRow)
+
+GENESIS = bytes(32)
+LATE_COMMIT_MS = 600_000
+"""A transaction may commit this long after its entry got its id; older rows without a link were slipped in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A row that the chain contradicts."""
+
+    table: str
+    key: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SealReport:
+    """``sealed`` entries verified up to the first fault, ``tail`` entries not sealed yet."""
+
+    sealed: int
+    tail: int
+    head: bytes
+    fault: Fault | None
+
+
+class Sealer:
+    """The chain of one ledger, inside the caller's transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def seal(self, at_ms: int) -> bytes:
+        """Link every committed entry that has no link; returns the head's hash. Two at once: one fails, on the key."""
+        position, head = self._end()
+        for entry_ids in chunks(self._unlinked(at_ms)):
+            values: list[dict[str, Any]] = []
+            for entry_id, digest in self._digests(entry_ids).items():
+                position, head = position + 1, link_hash(head, digest)
+                values.append({"position": position, "entry_id": entry_id, "hash": head, "sealed_ms": at_ms})
+            self._session.execute(insert(LINK), values)
+        return head
+
+    def mark(self, epoch: int, at_ms: int) -> None:
+        """Keep the head at an epoch's close."""
+        position, head = self._end()
+        self._session.execute(insert(HEAD).values(epoch=epoch, position=position, hash=head, sealed_ms=at_ms))
+
+    def verify(self, now_ms: int) -> SealReport:
+        """Walk the whole chain.
+
+        Args:
+            now_ms: now; an entry older than `LATE_COMMIT_MS` behind the seal is a fault, not tail.
+        """
+        verified, head = 0, GENESIS
+        heads = self._heads()
+        fault = None
+        for links in self._links():
+            digests = self._digests([link.entry_id for link in links])
+            for link in links:
+                fault = _check_link(link, verified + 1, head, digests.get(link.entry_id), self._name(link.entry_id))
+                fault = fault or _check_head(heads.pop(link.position, None), link)
+                if fault is not None:
+                    return SealReport(verified, self._tail(), head, fault)
+                verified, head = link.position, link.hash
+        heads.pop(0, None)
+        fault = _first_missing_head(heads) or self._first_inserted(now_ms)
+        return SealReport(verified, self._tail(), head, fault)
+
+    def _end(self) -> tuple[int, bytes]:
+        row = self._session.execute(
+            select(LINK.c.position, LINK.c.hash).order_by(LINK.c.position.desc()).limit(1)
+        ).one_or_none()
+        return (0, GENESIS) if row is None else (row[0], row[1])
+
+    def _unlinked(self, at_ms: int) -> list[int]:
+        """Ids of entries without a link; ids far below the newest link are passed over: nothing commits there."""
+        floor = select(func.coalesce(func.max(LINK.c.entry_id), 0))
+        if self._session.get_bind().dialect.name == "postgresql":
+            floor = floor.where(LINK.c.sealed_ms < at_ms - LATE_COMMIT_MS)
+        start = self._session.execute(floor).scalar_one()
+        return list(
+            self._session.execute(
+                select(ENTRY.c.id).where(ENTRY.c.id > start, _no_link()).order_by(ENTRY.c.id)
+            ).scalars()
+        )
+
+    def _links(self) -> Iterator[Sequence[Any]]:
+        after = -1
+        while True:
+            rows = self._session.execute(
+                select(LINK).where(LINK.c.position > after).order_by(LINK.c.position).limit(CHUNK)
+            ).all()
+            if not rows:
+                return
+            yield rows
+            after = rows[-1].position
+
+    def _heads(self) -> dict[int, Any]:
+        return {row.position: row for row in self._session.execute(select(HEAD).order_by(HEAD.c.epoch))}
+
+    def _tail(self) -> int:
+        return self._session.execute(select(func.count()).select_from(ENTRY).where(_no_link())).scalar_one()
+
+    def _first_inserted(self, now_ms: int) -> Fault | None:
+        """An old entry that the chain passed by."""
+        newest = self._session.execute(
+            select(func.max(LINK.c.entry_id)).where(LINK.c.sealed_ms < now_ms - LATE_COMMIT_MS)
+        ).scalar_one()
+        if self._session.get_bind().dialect.name == "sqlite":  # ids there follow the order of commits
+            newest = self._session.execute(select(func.max(LINK.c.entry_id))).scalar_one()
+        row = self._session.execute(
+            select(ENTRY.c.id, ENTRY.c.source_id)
+            .where(ENTRY.c.id <= (newest or 0), _no_link())
+            .order_by(ENTRY.c.id)
+            .limit(1)
+        ).one_or_none()
+        if row is None:
+            return None
+        return Fault("ledger_entry", str(row.id), f"entry {row.source_id} was inserted behind the seal")
+
+    def _name(self, entry_id: int) -> str:
+        name = self._session.execute(select(ENTRY.c.source_id).where(ENTRY.c.id == entry_id)).scalar_one_or_none()
+        return name or "?"
+
+    def _digests(self, entry_ids: Sequence[int]) -> dict[int, bytes]:
+        """Digest of each entry that exists, in ascending order of id."""
+        rows = self._session.execute(select(ENTRY).where(ENTRY.c.id.in_(entry_ids)).order_by(ENTRY.c.id)).all()
+        postings = self._postings(entry_ids)
+        usages = self._usages(entry_ids)
+        return {row.id: entry_digest(list(row), postings[row.id], usages.get(row.id)) for row in rows}
+
+    def _postings(self, entry_ids: Sequence[int]) -> Mapping[int, list[list[Any]]]:
+        found: dict[int, list[list[Any]]] = defaultdict(list)
+        for asset, table in POSTINGS.items():
+            rows = self._session.execute(
+                select(
+                    table.c.entry_id,
+                    table.c.line,
+                    ACCOUNT.c.kind,
+                    ACCOUNT.c.owner,
+                    ACCOUNT.c.sub,
+                    ACCOUNT.c.name,
+                    table.c.nth,
+                    table.c.amount,
+                    table.c.balance,
+                    table.c.is_source,
+                )
+                .join(ACCOUNT, ACCOUNT.c.id == table.c.account_id, isouter=True)
+                .where(table.c.entry_id.in_(entry_ids))
+                .order_by(table.c.entry_id, table.c.line)
+            )
+            for entry_id, *rest in rows:
+                found[entry_id].append([asset.value, *rest])
+        return found
+
+    def _usages(self, entry_ids: Sequence[int]) -> dict[int, list[Any]]:
+        meter_columns = [column for column in METER.c if column.name != "id"]
+        rows = self._session.execute(
+            select(USAGE, *meter_columns)
+            .join(METER, METER.c.id == USAGE.c.meter_id, isouter=True)
+            .where(USAGE.c.entry_id.in_(entry_ids))
+        )
+        return {row[0]: list(row) for row in rows}
+
+
+def entry_digest(entry: Sequence[Any], postings: Sequence[Sequence[Any]], usage: Sequence[Any] | None) -> bytes:
+    """SHA-256 of an entry's rows as canonical JSON; bytes as hex, so every column of every row counts."""
+    content = [list(entry), [list(posting) for posting in postings], None if usage is None else list(usage)]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":"), default=bytes.hex).encode()).digest()
+
+
+def link_hash(previous: bytes, digest: bytes) -> bytes:
+    return hashlib.sha256(previous + digest).digest()
+
+
+def _no_link() -> Any:
+    return ~select(LINK.c.position).where(LINK.c.entry_id == ENTRY.c.id).exists()
+
+
+def _check_link(link: Any, position: int, head: bytes, digest: bytes | None, name: str) -> Fault | None:
+    if link.position != position:
+        return Fault("ledger_link", str(position), f"link {position} is missing; the chain goes on at {link.position}")
+    if digest is None:
+        return Fault("ledger_entry", str(link.entry_id), f"entry {link.entry_id}, sealed at {position}, is gone")
+    if link_hash(head, digest) != link.hash:
+        return Fault(
+            "ledger_entry",
+            str(link.entry_id),
+            f"entry {name} or its link {position} differs from what was sealed (edited, swapped or re-linked)",
+        )
+    return None
+
+
+def _check_head(head: Any, link: Any) -> Fault | None:
+    if head is None or head.hash == link.hash:
+        return None
+    return Fault("ledger_head", str(head.epoch), f"the chain at {link.position} is not the head of epoch {head.epoch}")
+
+
+def _first_missing_head(heads: Mapping[int, Any]) -> Fault | None:
+    for position, head in sorted(heads.items()):
+        return Fault("ledger_head", str(head.epoch), f"link {position}, the head of epoch {head.epoch}, is gone")
+    return None

@@ -1,0 +1,365 @@
+"""`Ledger`: what the control plane calls. Holds, charges, undo, release, balances, finality and epoch close.
+
+Each method reads, lets `ledger.booking` decide, and books, inside the caller's session and transaction; nothing here
+commits. Every method that books takes or derives a ``source_id``: called again with the same one it changes nothing
+and answers the same. A session that raised a `LedgerError` has booked nothing of that call.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select, update
+from sqlmodel import Session
+
+from fabric.wire.clock import Clock
+from ledger import accounts, booking
+from ledger.accounts import Account, AccountKind, Asset
+from ledger.allocate import EpochAllocation
+from ledger.book import ACCOUNT, ENTRY, POSTINGS, Book, Tails
+from ledger.booking import Charge, MeterState, Undo
+from ledger.closing import Closing, EpochTerms
+from ledger.entries import Entry, EntryKind
+from ledger.errors import NoHold, SourceConflict, UsageIsFinal, UsageTooLate
+from ledger.finality import Finality
+from ledger.meters import MeterKey, Meters, charge_from
+from ledger.settings import LedgerSettings
+from ledger.tables import HoldRow, table_of
+from ledger.usage import Usage
+
+HOLD = table_of(HoldRow)
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """A customer's DC."""
+
+    available: int
+    held: int
+    exiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A lease's hold: what is held now, and whether it has ended."""
+
+    lease_id: str
+    run_id: str
+    customer: str
+    held_dc: int
+    closed_ms: int | None
+
+
+class Ledger:
+    """The ledger inside one transaction of the caller.
+
+    Args:
+        session: opened and committed by the caller.
+        clock: the control plane's; the time of every booking.
+        settings: epoch length, finality and the like.
+    """
+
+    def __init__(self, session: Session, clock: Clock, settings: LedgerSettings | None = None) -> None:
+        self._session = session
+        self._clock = clock
+        self._settings = settings or LedgerSettings()
+        self._book = Book(session)
+        self._meters = Meters(session)
+        self._finality = Finality(session, self._settings)
+
+    def credit_test(self, customer: str, dc: int, source_id: str) -> None:
+        """Give a customer a test balance, marked as such by the account it comes from."""
+        self._append(booking.test_credit(customer, dc, source_id=source_id, at_ms=self._now()))
+
+    def deposit(self, customer: str, dc: int, source_id: str) -> None:
+        """DC that a customer deposited on chain; called when the deposit is final there."""
+        self._append(booking.deposit(customer, dc, source_id=source_id, at_ms=self._now()))
+
+    def record_bct_burned(self, wei: int, source_id: str) -> None:
+        """BCT burned for DC on chain: later epochs may mint them again."""
+        self._append(booking.bct_burned(wei, source_id=source_id, at_ms=self._now()))
+
+    def record_claim(self, gpu_id: str, holder: str, wei: int, source_id: str) -> None:
+        """BCT that a holder claimed on chain."""
+        self._append(booking.claim(gpu_id, holder.lower(), wei, source_id=source_id, at_ms=self._now()))
+
+    def request_exit(self, customer: str, dc: int, source_id: str) -> None:
+        """Set DC aside for a customer who asked on chain to take them out."""
+        self._append(booking.request_exit(customer, dc, source_id=source_id, at_ms=self._now()))
+
+    def exit_paid(self, customer: str, dc: int, source_id: str) -> None:
+        """The chain paid an exit."""
+        self._append(booking.exit_paid(customer, dc, source_id=source_id, at_ms=self._now()))
+
+    def hold(
+        self, lease_id: str, run_id: str, customer: str, dc: int, source_id: str, *, budget_dc: int | None = None
+    ) -> None:
+        """Set DC aside for a new lease; size it with `ledger.pricing.hold_size`.
+
+        Raises:
+            InsufficientFunds: less than ``dc`` available.
+            BudgetExceeded: charged and held of all leases of the run would pass ``budget_dc``.
+            SourceConflict: the lease has a hold from another ``source_id``, or the run or customer differ.
+        """
+        known = self.find_hold(lease_id)
+        if known is not None and (known.run_id, known.customer) != (run_id, customer):
+            raise SourceConflict(f"lease {lease_id} has a hold of run {known.run_id} and customer {known.customer}")
+        if known is not None and source_id not in self._book.find([source_id]):
+            raise SourceConflict(f"lease {lease_id} has a hold already; top it up instead")
+        if known is None:
+            self._session.add(HoldRow(lease_id=lease_id, run_id=run_id, customer=customer, opened_ms=self._now()))
+            self._session.flush()
+        self._add_to_hold(EntryKind.HOLD, lease_id, run_id, customer, dc, source_id, budget_dc)
+
+    def top_up(self, lease_id: str, dc: int, source_id: str, *, budget_dc: int | None = None) -> None:
+        """Add DC to a lease's hold; decide how much with `ledger.pricing.top_up`. Errors as `hold`, and `NoHold`."""
+        if source_id in self._book.find([source_id]):
+            return
+        known = self._open_hold(lease_id)
+        self._add_to_hold(EntryKind.TOP_UP, lease_id, known.run_id, known.customer, dc, source_id, budget_dc)
+
+    def charge(self, lease_id: str, usage: Usage) -> Charge:
+        """Book one receipt's usage; see `charge_many`."""
+        if usage.lease_id != lease_id:
+            raise NoHold(f"usage of lease {usage.lease_id} cannot be charged to lease {lease_id}")
+        return self.charge_many([usage])[0]
+
+    def charge_many(self, usages: Sequence[Usage]) -> list[Charge]:
+        """Book usage of many receipts in one go, in order; one that is booked already answers as it did then.
+
+        Raises:
+            NoHold: a lease without an open hold.
+            UsageOutOfOrder: a meter went back.
+            SourceConflict: a receipt's number is booked with other content.
+            UsageTooLate: this control plane's clock is behind what is already final.
+        """
+        booked = self._booked_charges(usages)
+        fresh = {usage.source_id: usage for usage in usages if usage.source_id not in booked}
+        booked |= self._charge_fresh(list(fresh.values()))
+        for usage in usages:
+            _expect_same_usage(booked[usage.source_id], usage)
+        return [booked[usage.source_id] for usage in usages]
+
+    def undo(self, lease_id: str, generation: int, gpu_id: str, back_to_ms: int, source_id: str) -> Undo:
+        """Take a meter back to ``back_to_ms`` cumulative ms: what came after is not billed.
+
+        Charges are reversed and the one that straddles is booked again for its standing part. If the lease's hold
+        has ended, what comes back goes on to the customer at once.
+
+        Raises:
+            NoHold: no such meter.
+            UsageIsFinal: some of it is final; corrections then come from the operator's bond.
+        """
+        meter = self._meters.find(lease_id, generation, gpu_id)
+        if meter is None:
+            raise NoHold(f"lease {lease_id}, generation {generation} has no meter for GPU {gpu_id}")
+        if self._book.find([f"{source_id}/0"]):
+            return Undo((), None)
+        held = accounts.held(meter["customer"], lease_id)
+        tails = self._book.lock({held, accounts.available(meter["customer"]), accounts.usage_pending(gpu_id)})
+        plan = self._plan_undo(meter["id"], back_to_ms, tails[held].balance, source_id)
+        self._append_undo(plan, meter["id"], tails)
+        if self._is_closed(lease_id):
+            rest = tails[held].balance
+            release = booking.release(
+                meter["customer"], lease_id, rest, source_id=f"{source_id}/release", at_ms=self._now()
+            )
+            self._book.append([release], tails)
+        return plan
+
+    def release_hold(self, lease_id: str, source_id: str | None = None) -> int:
+        """End a lease's hold; the rest goes back to the customer. Returns the DC given back (0 the second time)."""
+        known = self.find_hold(lease_id)
+        if known is None:
+            raise NoHold(f"lease {lease_id} has no hold")
+        account = accounts.held(known.customer, lease_id)
+        tails = self._book.lock({account, accounts.available(known.customer)})
+        if self._is_closed(lease_id):
+            return 0
+        rest = tails[account].balance
+        entry = booking.release(
+            known.customer, lease_id, rest, source_id=source_id or f"release/{lease_id}", at_ms=self._now()
+        )
+        self._book.append([entry], tails)
+        self._session.execute(update(HOLD).where(HOLD.c.lease_id == lease_id).values(closed_ms=self._now()))
+        return rest
+
+    def balance(self, customer: str) -> Balance:
+        open_leases = self._session.execute(
+            select(HOLD.c.lease_id).where(HOLD.c.customer == customer, HOLD.c.closed_ms.is_(None))
+        ).scalars()
+        held = [accounts.held(customer, lease_id) for lease_id in open_leases]
+        available, exiting = accounts.available(customer), accounts.exiting(customer)
+        found = self._book.balances([available, exiting, *held])
+        return Balance(found[available], sum(found[account] for account in held), found[exiting])
+
+    def find_hold(self, lease_id: str) -> Hold | None:
+        row = self._session.execute(select(HOLD).where(HOLD.c.lease_id == lease_id)).mappings().one_or_none()
+        if row is None:
+            return None
+        held = self._book.balance(accounts.held(row["customer"], lease_id))
+        return Hold(lease_id, row["run_id"], row["customer"], held, row["closed_ms"])
+
+    def committed_dc(self, run_id: str) -> int:
+        """What is charged and held for all leases of a run: the part of its budget that is taken."""
+        posting = POSTINGS[Asset.DC]
+        kinds = [EntryKind.HOLD.value, EntryKind.TOP_UP.value, EntryKind.RELEASE.value]
+        total = self._session.execute(
+            select(func.coalesce(func.sum(posting.c.amount), 0))
+            .select_from(HOLD)
+            .join(ENTRY, (ENTRY.c.lease_id == HOLD.c.lease_id) & ENTRY.c.kind.in_(kinds))
+            .join(posting, posting.c.entry_id == ENTRY.c.id)
+            .join(ACCOUNT, (ACCOUNT.c.id == posting.c.account_id) & (ACCOUNT.c.kind == AccountKind.HELD.value))
+            .where(HOLD.c.run_id == run_id)
+        ).scalar_one()
+        return int(total)
+
+    def finalise_usage(self, now_ms: int | None = None) -> int:
+        """Make final all usage accepted ``final_after_ms`` before ``now_ms`` or earlier; returns the DC made final.
+
+        Call it every minute or so; a close calls it too. Usage becomes final in the epoch in which its ten minutes
+        end, however late this runs.
+        """
+        return self._finality.advance(self._now() if now_ms is None else now_ms, at_ms=self._now())
+
+    def epoch_now(self) -> int:
+        """The number of the epoch that is running."""
+        return self._finality.epochs.at(self._now())
+
+    def close_epoch(self, n: int, terms: EpochTerms | None = None) -> EpochAllocation:
+        """Close epoch ``n``: burn its final usage, allocate and book its pay, fix its roots and file.
+
+        Closed again it answers what it answered then. Without ``terms`` every pool is a pool of one and the price is
+        the settings' test price, so the epoch's row says "not settled: no chain configured".
+
+        Raises:
+            EpochNotOver: its end is in the future.
+            EpochOutOfOrder: the epoch before it is open.
+        """
+        self.finalise_usage()
+        return Closing(self._session, self._settings, self._book).close(n, terms or EpochTerms(), at_ms=self._now())
+
+    def _now(self) -> int:
+        return self._clock.now_ms()
+
+    def _append(self, entry: Entry) -> None:
+        self._book.append([entry])
+
+    def _add_to_hold(
+        self,
+        kind: EntryKind,
+        lease_id: str,
+        run_id: str,
+        customer: str,
+        dc: int,
+        source_id: str,
+        budget_dc: int | None,
+    ) -> None:
+        available = accounts.available(customer)
+        tails = self._book.lock({available, accounts.held(customer, lease_id)})
+        replay = bool(self._book.find([source_id]))
+        entry = booking.hold(
+            kind,
+            lease_id=lease_id,
+            run_id=run_id,
+            customer=customer,
+            dc=dc,
+            available_dc=dc if replay else tails[available].balance,
+            budget_left_dc=None if replay or budget_dc is None else budget_dc - self.committed_dc(run_id),
+            source_id=source_id,
+            at_ms=self._now(),
+        )
+        self._book.append([entry], tails)
+
+    def _open_hold(self, lease_id: str) -> Hold:
+        known = self.find_hold(lease_id)
+        if known is None or known.closed_ms is not None:
+            raise NoHold(f"lease {lease_id} has no open hold; a lease is charged only while it has one")
+        return known
+
+    def _is_closed(self, lease_id: str) -> bool:
+        closed_ms = self._session.execute(select(HOLD.c.closed_ms).where(HOLD.c.lease_id == lease_id)).scalar_one()
+        return closed_ms is not None
+
+    def _booked_charges(self, usages: Sequence[Usage]) -> dict[str, Charge]:
+        entry_ids = self._book.find([usage.source_id for usage in usages])
+        rows = self._meters.booked(list(entry_ids.values()))
+        return {source_id: charge_from(rows[entry_id], source_id) for source_id, entry_id in entry_ids.items()}
+
+    def _charge_fresh(self, usages: list[Usage]) -> dict[str, Charge]:
+        if not usages:
+            return {}
+        meters = self._meters.open(usages)
+        tails = self._lock_for(usages)
+        now_ms = self._now()
+        if now_ms < self._finality.through_ms():
+            raise UsageTooLate(f"{usages[0].source_id}: usage accepted at {now_ms} is final already; check the clock")
+        states = {key: state for key, (_, state) in meters.items()}
+        charges = _charge_each(usages, states, tails, now_ms)
+        ids = self._book.append([charged.entry for charged in charges], tails)
+        written = [
+            (charged, entry_id, meters[charged.usage.meter][0]) for charged, entry_id in zip(charges, ids, strict=True)
+        ]
+        self._meters.write(written, accepted_ms=now_ms)
+        return {charged.entry.source_id: charged for charged in charges}
+
+    def _lock_for(self, usages: Sequence[Usage]) -> Tails:
+        """Locks of holds and usage accounts; then every lease must have an open hold."""
+        wanted: set[Account] = set()
+        for usage in usages:
+            wanted |= {accounts.held(usage.customer, usage.lease_id), accounts.usage_pending(usage.gpu_id)}
+        tails = self._book.lock(wanted)
+        leases = {usage.lease_id: usage.customer for usage in usages}
+        rows = self._session.execute(
+            select(HOLD.c.lease_id, HOLD.c.customer).where(HOLD.c.lease_id.in_(leases), HOLD.c.closed_ms.is_(None))
+        )
+        held = {row.lease_id: row.customer for row in rows}
+        for lease_id, customer in leases.items():
+            if held.get(lease_id) != customer:
+                raise NoHold(f"lease {lease_id} has no open hold of customer {customer}; nothing can be charged")
+        return tails
+
+    def _plan_undo(self, meter_id: int, back_to_ms: int, held_dc: int, source_id: str) -> Undo:
+        standing = self._meters.standing_newest_first(meter_id)
+        passed = [row for row in standing if row["cumulative_gpu_ms"] > back_to_ms]
+        rest = standing[len(passed) :]
+        before = MeterState()
+        if rest:
+            before = MeterState(rest[0]["seq"], rest[0]["part"], rest[0]["cumulative_gpu_ms"], rest[0]["charged_dc"])
+        if passed and passed[-1]["accepted_ms"] < self._finality.through_ms():
+            raise UsageIsFinal(
+                f"{source_id}: usage from {passed[-1]['accepted_ms']} on is asked back, but all before "
+                f"{self._finality.through_ms()} is final; a later correction comes from the operator's bond"
+            )
+        charges = [charge_from(row, row["source_id"]) for row in passed]
+        return booking.undo(
+            charges, back_to_ms=back_to_ms, before=before, held_dc=held_dc, source_id=source_id, at_ms=self._now()
+        )
+
+    def _append_undo(self, plan: Undo, meter_id: int, tails: Tails) -> None:
+        self._book.append(plan.reversals, tails)
+        if plan.again is not None:
+            (entry_id,) = self._book.append([plan.again.entry], tails)
+            self._meters.write([(plan.again, entry_id, meter_id)], accepted_ms=self._now())
+
+
+def _charge_each(
+    usages: Sequence[Usage], states: dict[MeterKey, MeterState], tails: Tails, now_ms: int
+) -> list[Charge]:
+    left = {account: tail.balance for account, tail in tails.items() if account.kind is AccountKind.HELD}
+    charges: list[Charge] = []
+    for usage in usages:
+        held = accounts.held(usage.customer, usage.lease_id)
+        charged = booking.charge(usage, meter=states[usage.meter], held_dc=left[held], at_ms=now_ms)
+        states[usage.meter] = booking.state_after(charged)
+        left[held] -= charged.dc
+        charges.append(charged)
+    return charges
+
+
+def _expect_same_usage(charged: Charge, usage: Usage) -> None:
+    booked = charged.usage
+    if (booked.cumulative_gpu_ms, booked.receipt_hash) != (usage.cumulative_gpu_ms, usage.receipt_hash):
+        raise SourceConflict(
+            f"{usage.source_id} is booked with {booked.cumulative_gpu_ms} ms, not {usage.cumulative_gpu_ms}, or from "
+            "another receipt; one number, one receipt"
+        )
