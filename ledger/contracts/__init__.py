@@ -1,4 +1,7 @@
-"""The contracts as package data: ABI and creation bytecode of each, compiled beforehand. No compiler, no chain, no Node."""
+"""The contracts as package data: ABI and creation bytecode of each, compiled beforehand.
+
+No compiler, no Node, no chain: it reads files.
+"""
 
 import json
 from importlib import resources

@@ -1,8 +1,9 @@
-"""The five contracts deployed on an in-process EVM (pyrevm), with named people and a clock that moves only when told."""
+"""The five contracts deployed on an in-process EVM (pyrevm), with named people and a clock that waits."""
 
 import json
 import os
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def address_of(person: str) -> str:
     return "0x" + keccak256(person.encode())[-20:].hex()
 
 
-class Reverted(Exception):  # noqa: N818 - what happened, not what went wrong
+class Reverted(Exception):
     """A call was reverted with the custom error ``name`` and its arguments."""
 
     def __init__(self, name: str, args: tuple[Any, ...]) -> None:
@@ -237,7 +238,9 @@ class World:
             text = str(failure)
             if "output: 0x" not in text:
                 raise
-            raise self._reverted(bytes.fromhex(text.split("output: 0x")[1].split()[0]), contract) from None
+            raise self._reverted(
+                bytes.fromhex(text.partition("output: 0x")[2].split(maxsplit=1)[0]), contract
+            ) from None
 
     @staticmethod
     def _reverted(output: bytes, contract: str) -> Reverted:
@@ -274,8 +277,7 @@ def interfaces() -> dict[str, Interface]:
 
 @pytest.fixture(scope="session")
 def reverts() -> Callable[..., Any]:
-    """``with reverts("Name", args…):`` expects that custom error; no arguments given = any."""
-    from contextlib import contextmanager
+    """A context that expects a custom error by name and, when any are given, its arguments."""
 
     @contextmanager
     def expecting(name: str, *args: Any):
