@@ -69,7 +69,7 @@ class Closing:
 
     def close(self, n: int, terms: EpochTerms, *, at_ms: int) -> EpochAllocation:
         """Close epoch ``n``, or answer what its close answered; all usage up to its end must be final."""
-        body = self.file(n)
+        body = file_of(self._session, n)
         if body is not None:
             return allocate(read_file(body)[0])
         self._expect_turn(n, at_ms)
@@ -79,11 +79,6 @@ class Closing:
         self._book_close(result, at_ms)
         self._keep(given, result, terms, self._payers(span, terms.payer_salt), at_ms)
         return result
-
-    def file(self, n: int) -> bytes | None:
-        """The bytes of a closed epoch's file."""
-        packed = self._session.execute(select(EPOCH_FILE.c.body).where(EPOCH_FILE.c.epoch == n)).scalar_one_or_none()
-        return None if packed is None else zlib.decompress(packed)
 
     def span(self, first: int, last: int | None = None) -> tuple[int, int]:
         """Bounds of the acceptance times of usage final in the epochs ``first`` to ``last``."""
@@ -266,6 +261,12 @@ class Closing:
     def _insert(self, table: Table, values: list[dict[str, Any]]) -> None:
         for start in range(0, len(values), _ROWS_PER_INSERT):
             self._session.execute(insert(table), values[start : start + _ROWS_PER_INSERT])
+
+
+def file_of(session: Session, n: int) -> bytes | None:
+    """The bytes of a closed epoch's file, unpacked; none when the epoch is not closed."""
+    packed = session.execute(select(EPOCH_FILE.c.body).where(EPOCH_FILE.c.epoch == n)).scalar_one_or_none()
+    return None if packed is None else zlib.decompress(packed)
 
 
 def _final(span: tuple[int, int]) -> Any:
