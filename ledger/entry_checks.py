@@ -45,7 +45,7 @@ def entries_are_whole(session: Session) -> Iterator[Finding]:
         )
         for entry_id, line in session.execute(orphans):
             yield Finding(table.name, f"{entry_id}/{line}", "it belongs to no entry or no account")
-    for entry_id, kind in session.execute(_without_postings(session)):
+    for entry_id, kind in session.execute(_without_postings()):
         yield Finding("ledger_entry", str(entry_id), f"a {kind} without postings")
 
 
@@ -85,10 +85,9 @@ def accounts_are_solvent(session: Session) -> Iterator[Finding]:
 
 
 def balances_are_folds(session: Session) -> Iterator[Finding]:
-    """Each posting's balance is the one before plus its amount, and an account's postings are numbered without a gap."""
-    window = {"partition_by": DC.c.account_id, "order_by": DC.c.nth}
-    before = func.coalesce(func.lag(DC.c.balance).over(**window), 0)
-    number = func.row_number().over(**window)
+    """Each posting's balance is the one before plus its amount; an account's postings have no gap."""
+    before = func.coalesce(func.lag(DC.c.balance).over(partition_by=DC.c.account_id, order_by=DC.c.nth), 0)
+    number = func.row_number().over(partition_by=DC.c.account_id, order_by=DC.c.nth)
     folded = select(DC, before.label("before"), number.label("number")).subquery()
     rows = session.execute(
         select(folded.c.entry_id, folded.c.line, folded.c.before, folded.c.amount, folded.c.balance)
@@ -174,8 +173,8 @@ def _is_negative(session: Session, table: Table, column: str):  # noqa: ANN202 -
     return value < 0
 
 
-def _without_postings(session: Session) -> Select:
-    """Entries that must have postings: all but charges, undos and releases, which may move nothing."""
+def _without_postings() -> Select:
+    """Entries that lack postings they must have: all but charges, undos and releases, which may move nothing."""
     may_be_empty = [EntryKind.CHARGE, EntryKind.UNDO, EntryKind.RELEASE, EntryKind.FINAL, EntryKind.BURN, EntryKind.PAY]
     return (
         select(ENTRY.c.id, ENTRY.c.kind)

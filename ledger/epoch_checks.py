@@ -1,4 +1,4 @@
-"""Checkers of closed epochs: burned is what became final, pay is bounded and split without rest, and the file says so."""
+"""Checkers of closed epochs: burned is what became final, pay is bounded and split whole, the file says so."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlmodel import Session
 
+from ledger import accounts
 from ledger.accounts import AccountKind, Asset
 from ledger.audit import Check, Finding
-from ledger.book import ACCOUNT, ENTRY, POSTINGS
+from ledger.book import ACCOUNT, ENTRY, POSTINGS, Book
 from ledger.entries import EntryKind
+from ledger.finality import FINALITY
 from ledger.meters import METER, USAGE, standing
 from ledger.pricing import PricedShare, charge_due_up
 from ledger.sealer import LATE_COMMIT_MS
@@ -109,7 +111,25 @@ def gpus_bill_no_more_than_time(session: Session) -> Iterator[Finding]:
             yield Finding("ledger_meter", gpu_id, message)
 
 
+def pending_is_not_final(session: Session) -> Iterator[Finding]:
+    """A GPU's pending usage is the standing usage above the finality watermark, no more and no less."""
+    through = select(func.coalesce(func.max(FINALITY.c.through_ms), 0)).scalar_subquery()
+    rows = session.execute(
+        select(METER.c.gpu_id, func.sum(case((USAGE.c.accepted_ms >= through, USAGE.c.dc), else_=0)))
+        .join(METER, METER.c.id == USAGE.c.meter_id)
+        .where(standing())
+        .group_by(METER.c.gpu_id)
+        .order_by(METER.c.gpu_id)
+    )
+    expected = {accounts.usage_pending(gpu_id): int(dc) for gpu_id, dc in rows}
+    for account, balance in Book(session).balances(list(expected)).items():
+        if balance != expected[account]:
+            message = f"{balance} DC are pending; the rows above the watermark sum to {expected[account]}"
+            yield Finding("ledger_usage", account.owner, message)
+
+
 CHECKS = [
+    Check("pending usage is what is not final", 12, pending_is_not_final),
     Check("charges follow their meters", 7, charges_follow_meters),
     Check("charges move their DC", 7, charges_move_their_dc),
     Check("charges have usage and a hold", 17, charges_have_usage),
