@@ -41,6 +41,11 @@ SOURCES = frozenset(
 )
 """The only accounts that may be below zero: where value enters the ledger from outside."""
 
+CUSTOMER_KINDS = frozenset(
+    {AccountKind.AVAILABLE, AccountKind.HELD, AccountKind.EXITING, AccountKind.EXITED},
+)
+"""Accounts whose owner is a customer."""
+
 _BCT_KINDS = frozenset(
     {
         AccountKind.EMISSION,

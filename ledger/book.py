@@ -172,6 +172,7 @@ class Book:
                 "kind": entry.kind.value,
                 "at_ms": entry.at_ms,
                 "lease_id": entry.lease_id,
+                "customer": entry.customer,
                 "reverses_id": None if entry.reverses is None else reversed_ids[entry.reverses],
             }
             for entry in entries

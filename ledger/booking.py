@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ledger import accounts
+from ledger.accounts import CUSTOMER_KINDS
 from ledger.entries import Entry, EntryKind, Posting, move, reversal
 from ledger.errors import BudgetExceeded, InsufficientFunds, InvalidAmount, UsageOutOfOrder
 from ledger.pricing import PricedShare, charge_due_up
@@ -127,6 +128,7 @@ def charge(usage: Usage, *, meter: MeterState, held_dc: int, at_ms: int, source_
         at_ms,
         move(accounts.held(usage.customer, usage.lease_id), accounts.usage_pending(usage.gpu_id), dc),
         usage.lease_id,
+        usage.customer,
     )
     added_ms = usage.cumulative_gpu_ms - meter.cumulative_gpu_ms
     return Charge(usage, added_ms, dc, meter.charged_dc + dc, due - dc, entry)
@@ -168,7 +170,7 @@ def undo(
 def release(customer: str, lease_id: str, held_dc: int, *, source_id: str, at_ms: int) -> Entry:
     """The rest of a hold goes back; an entry without postings when there is no rest."""
     postings = move(accounts.held(customer, lease_id), accounts.available(customer), held_dc)
-    return Entry(EntryKind.RELEASE, source_id, at_ms, postings, lease_id)
+    return Entry(EntryKind.RELEASE, source_id, at_ms, postings, lease_id, customer)
 
 
 def finality(gpu_id: str, epoch: int, dc: int, *, source_id: str, at_ms: int) -> Entry:
@@ -225,4 +227,5 @@ def _entry(
 ) -> Entry:
     if type(amount) is not int or amount <= 0:
         raise InvalidAmount(f"{source_id}: an amount is an integer above 0, not {amount!r}")
-    return Entry(kind, source_id, at_ms, move(source, target, amount), lease_id)
+    customer = next((account.owner for account in (source, target) if account.kind in CUSTOMER_KINDS), None)
+    return Entry(kind, source_id, at_ms, move(source, target, amount), lease_id, customer)

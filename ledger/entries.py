@@ -51,6 +51,7 @@ class Entry:
         at_ms: the control plane's time of booking.
         postings: no account twice, no zero amount; empty for a charge that rounding made 0.
         lease_id: the lease it belongs to, if any.
+        customer: who sees it among their entries, if any customer.
         reverses: source_id of the entry that this one takes back.
     """
 
@@ -59,6 +60,7 @@ class Entry:
     at_ms: int
     postings: tuple[Posting, ...]
     lease_id: str | None = None
+    customer: str | None = None
     reverses: str | None = None
 
 
@@ -141,7 +143,7 @@ def check_permitted(entry: Entry) -> None:
 def reversal(entry: Entry, *, source_id: str, at_ms: int) -> Entry:
     """The entry that takes back a charge whole."""
     postings = tuple(Posting(account, -amount) for account, amount in entry.postings)
-    return Entry(EntryKind.UNDO, source_id, at_ms, postings, entry.lease_id, reverses=entry.source_id)
+    return Entry(EntryKind.UNDO, source_id, at_ms, postings, entry.lease_id, entry.customer, entry.source_id)
 
 
 def _check_amount(entry: Entry, posting: Posting) -> None:

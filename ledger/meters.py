@@ -127,7 +127,7 @@ def charge_from(row: RowMapping, source_id: str) -> Charge:
     """A booked charge, from its usage and meter rows, as the value it was."""
     usage = Usage(**{name: row[name] for name in _USAGE_FIELDS})
     postings = move(accounts.held(usage.customer, usage.lease_id), accounts.usage_pending(usage.gpu_id), row["dc"])
-    entry = Entry(EntryKind.CHARGE, source_id, row["accepted_ms"], postings, usage.lease_id)
+    entry = Entry(EntryKind.CHARGE, source_id, row["accepted_ms"], postings, usage.lease_id, usage.customer)
     return Charge(usage, row["gpu_ms"], row["dc"], row["charged_dc"], row["short_dc"], entry)
 
 

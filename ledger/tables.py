@@ -77,13 +77,17 @@ class AccountRow(SQLModel, table=True):
 
 class EntryRow(SQLModel, table=True):
     __tablename__ = _named("ledger_entry")
-    __table_args__ = (Index("ledger_entry_lease", "lease_id", "kind"),)
+    __table_args__ = (
+        Index("ledger_entry_lease", "lease_id", "kind"),
+        Index("ledger_entry_customer", "customer", "id"),
+    )
 
     id: int | None = _key()
     source_id: str = Field(unique=True)
     kind: str
     at_ms: int = _big()
     lease_id: str | None = None
+    customer: str | None = None
     reverses_id: int | None = _big(default=None, unique=True, nullable=True, foreign_key="ledger_entry.id")
 
 
