@@ -1,0 +1,69 @@
+"""A running child, seen from the node's process: how to speak with it, watch it and end it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from dataclasses import dataclass, field
+from socket import socket
+from typing import Protocol
+
+from fabric.agent.sandbox.spec import ChildSpec
+
+
+@dataclass(slots=True, kw_only=True)
+class Child:
+    """One child and everything it started.
+
+    Attributes:
+        pid: the first process of the sandbox, in the node's numbering.
+        pidfd: readable once that process is gone; under bubblewrap all others are gone then too.
+        socket: the node's end of the pair; blocking, until somebody sets it otherwise.
+        stdout_fd, stderr_fd: the node's ends of the pipes. A child that is not read is stopped by its full pipe.
+    """
+
+    pid: int
+    pidfd: int
+    socket: socket
+    stdout_fd: int
+    stderr_fd: int
+    process: subprocess.Popen[bytes] = field(repr=False)
+
+    def kill(self) -> None:
+        """SIGKILL, to the whole sandbox under bubblewrap; does nothing when it is already gone."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def exit_code(self, timeout_s: float | None = None) -> int | None:
+        """Waits; 0 to 255, 128 + n for signal n; None when it still runs after ``timeout_s``."""
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+        return code if code >= 0 else 128 - code
+
+    def close(self) -> None:
+        """Ends the child, waits for it, and closes the node's ends. Once."""
+        self.kill()
+        self.socket.close()
+        for fd in (self.stdout_fd, self.stderr_fd, self.pidfd):
+            os.close(fd)
+        self.exit_code()
+
+
+class Isolation(Protocol):
+    """A way to start children. Not for use from several event loops; ``launch`` blocks for some ten milliseconds."""
+
+    name: str
+
+    def launch(self, spec: ChildSpec) -> Child:
+        """Start a child that ends when this process does.
+
+        Raises:
+            SandboxError: it did not start.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the launcher, and with it every child that still runs."""
+        ...

@@ -1,0 +1,18 @@
+"""What a child needs on its file system to run this very Python with this very package."""
+
+import sys
+from pathlib import Path
+
+import fabric
+from fabric.agent.sandbox.spec import Bind
+
+
+def needs() -> tuple[tuple[Bind, ...], dict[str, str]]:
+    """Read-only binds and environment: the virtual environment, its base, and the package when it lies elsewhere."""
+    prefixes = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
+    prefixes |= {Path(sys.executable).resolve().parent.parent}
+    package = Path(next(iter(fabric.__path__))).resolve()
+    outside_usr = sorted(prefix for prefix in prefixes if not prefix.is_relative_to("/usr"))
+    if any(package.is_relative_to(prefix) for prefix in prefixes):
+        return tuple(map(Bind, outside_usr)), {}
+    return tuple(map(Bind, (*outside_usr, package))), {"PYTHONPATH": str(package.parent)}
