@@ -1,0 +1,43 @@
+"""Frame kinds between our own processes, beside those of `fabric.wire.channel`.
+
+Agent → node, the first frame of each connection:
+    control    [CONTROL, token]                                 one agent; a later one takes over
+    channel    [CHANNEL, token, lease, generation]              then the frames of the data channel, both ways
+
+Agent → node on the control connection:
+    open       [OPEN, {lease, generation, session, run, gpus, cpu_milli, memory_bytes, startup_timeout_ms}]
+    close      [CLOSE, lease, generation, reason]
+    meter      [METER, offset]                                  send the journal from here on
+    covered    [COVERED, offset]                                older segments may go
+
+Node → agent on the control connection:
+    node       [NODE, {info, journal, start, end, leases: [[lease, generation, session, run], …]}]
+    opened     [OPENED, lease, generation]
+    ended      [ENDED, lease, generation, reason, detail]
+    meter      [METER, offset behind, [event bytes, …]]
+    logs       [LOGS, run, [[task, stream, at_ms, text], …]]
+    inventory  [INVENTORY, info]                                whenever a GPU's health changed
+
+Node → child:
+    assign     [ASSIGN, {environment}]                          once, before any function
+and FN and CALL. Child → node: READY, RESULT, PROGRESS, and FAILED for a task that ran out of memory.
+"""
+
+CONTROL = "control"
+CHANNEL = "channel"
+
+OPEN = "open"
+CLOSE = "close"
+METER = "meter"
+COVERED = "covered"
+
+NODE = "node"
+OPENED = "opened"
+ENDED = "ended"
+LOGS = "logs"
+INVENTORY = "inventory"
+
+ASSIGN = "assign"
+
+STAMP_BYTES = 16
+"""With the page's descriptor the child receives this many ASCII characters, which begin its log marks."""

@@ -1,0 +1,451 @@
+"""The node's process: opens leases on its GPUs, serves their customers, meters them, tells the agent.
+
+A plain asyncio object; Ray only starts it and keeps it alive. It exchanges bytes with children and customers and
+never unpickles. Restarted, it bills the leases it had up to the last thing its journal knows of them, and ends them.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from fabric.agent import dialect, events, probe
+from fabric.agent.events import Began, Closed, Finished, Held, LeaseEvent, Opened
+from fabric.agent.feed import Feed
+from fabric.agent.journal import Journal, JournalGone
+from fabric.agent.lease import Lease, LeaseSpec
+from fabric.agent.meter import LeaseMeter, MeterError
+from fabric.agent.pool import Devices, Pool
+from fabric.agent.sandbox import Bubblewrap, ChildSpec, Isolation, Plain, SandboxError
+from fabric.agent.sandbox.interpreter import needs
+from fabric.agent.stream import FrameStream
+from fabric.agent.worker import Worker
+from fabric.wire import channel
+from fabric.wire.clock import Clock
+from fabric.wire.frames import Buffer, FrameError
+from fabric.wire.reasons import Reason
+
+_log = structlog.get_logger(__name__)
+
+TICK_S = 1.0
+ORPHAN_S = 300.0
+"""A node that hears no agent for so long ends its leases (DESIGN §7)."""
+PROBE_TICKS = 10
+"""GPUs are looked at again every so many ticks."""
+
+_LOG_UNSENT_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """What the agent tells a node when it starts it.
+
+    Attributes:
+        node: its name in the fabric; the same after a restart.
+        address: where other machines reach it.
+        state_dir: for its journal; on the node's own disk.
+        listen: `unix:<path>`, or `tcp:<address>` for a free port there.
+        token: what a connection must know.
+        isolation: `none` or `bubblewrap`.
+        simulated_gpus: offered where there are no real ones, for example `H100:2,L4:2`.
+        warm_children: kept ready beside those in use.
+        warm_modules: imported by a child before it is needed, for example `numpy`.
+    """
+
+    node: str
+    address: str
+    region: str
+    state_dir: Path
+    listen: str
+    token: str
+    isolation: str = "none"
+    simulated_gpus: str = ""
+    warm_children: int = 1
+    warm_modules: tuple[str, ...] = ()
+
+
+class Node:
+    """`start`, then it serves until `stop`."""
+
+    def __init__(self, config: NodeConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._leases: dict[str, Lease] = {}
+        self._opening: dict[str, asyncio.Task[None]] = {}
+        self._control: FrameStream | None = None
+        self._feed: Feed | None = None
+        self._heard = asyncio.get_running_loop().time()
+        self._background: set[asyncio.Task[Any]] = set()
+        config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._devices = probe.find_devices(config.simulated_gpus, config.node)
+        self._info = self._describe()
+        self._isolation = _isolation(config.isolation)
+        self._pool = Pool(self._start_child, config.warm_children)
+        self._journal = Journal(config.state_dir / "journal")
+
+    async def start(self) -> str:
+        """Settle what an earlier process left open, then listen; returns the address to connect to."""
+        self._recover()
+        self._journal.append(events.encode(Began(_boot_id())))
+        self._server, address = await self._listen()
+        self._pool.fill()
+        self._ticker = self._spawn(self._tick_forever())
+        _log.info("node is up", node=self._config.node, address=address, gpus=len(self._info.gpus))
+        return address
+
+    async def stop(self, reason: Reason = Reason.OPERATOR_DRAIN) -> None:
+        """End every lease, bill it, and stop."""
+        self._ticker.cancel()
+        self._server.close()
+        await asyncio.gather(*(lease.close(reason, "the operator stopped the node") for lease in self._all_leases()))
+        await self._pool.stop()
+        await asyncio.to_thread(self._journal.sync)
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.to_thread(self._isolation.close)
+        self._journal.close()
+
+    def record(self, event: LeaseEvent) -> None:
+        self._journal.append(events.encode(event))
+        if self._feed is not None:
+            self._feed.notify(urgent=isinstance(event, (Opened, Closed)))
+
+    def forward_logs(self, run: str, lines: list[list[Any]]) -> None:
+        if self._control is not None and self._control.unsent_bytes < _LOG_UNSENT_BYTES:
+            self._control.send([dialect.LOGS, run, lines])
+
+    def lease_over(self, lease: Lease) -> None:
+        if self._leases.get(lease.spec.lease) is lease:
+            del self._leases[lease.spec.lease]
+
+    def serve(self) -> FrameStream:
+        """The protocol of a new connection; its first frame says what it is for."""
+        return _Connection(self).stream
+
+    def take_control(self, stream: FrameStream, token: str) -> None:
+        """A connection of the agent; an older one is closed.
+
+        Raises:
+            FrameError: it does not know the token.
+        """
+        self._check(token)
+        if self._control is not None:
+            self._control.close()
+        self._control = stream
+        self._heard = asyncio.get_running_loop().time()
+        leases = [
+            [lease.spec.lease, lease.spec.generation, lease.spec.session, lease.spec.run]
+            for lease in self._leases.values()
+            if lease.is_open
+        ]
+        stream.send(
+            [
+                dialect.NODE,
+                {
+                    "info": self._info.model_dump(),
+                    "journal": self._journal.id,
+                    "start": self._journal.start,
+                    "end": self._journal.end,
+                    "leases": leases,
+                },
+            ]
+        )
+
+    def take_channel(self, stream: FrameStream, token: str, lease: str, generation: int) -> Lease | None:
+        """A customer's connection, vouched for by the agent; None (and a CLOSED frame) when the lease is not open.
+
+        Raises:
+            FrameError: it does not know the token.
+        """
+        self._check(token)
+        found = self._leases.get(lease)
+        if found is None or found.spec.generation != generation or not found.is_open:
+            stream.send([channel.CLOSED, Reason.OPERATOR_LOST, "the lease is not open on this node"])
+            stream.close()
+            return None
+        found.attach(stream)
+        return found
+
+    def on_control(self, header: list[Any]) -> None:
+        """One frame of the agent."""
+        self._heard = asyncio.get_running_loop().time()
+        match header:
+            case [dialect.OPEN, dict() as wish]:
+                self._begin_open(wish)
+            case [dialect.CLOSE, str() as lease, int() as generation, str() as reason]:
+                self._spawn(self._close(lease, generation, reason))
+            case [dialect.METER, int() as offset]:
+                self._begin_feed(offset)
+            case [dialect.COVERED, int() as offset]:
+                self._journal.drop_before(offset)
+            case _:
+                raise FrameError(f"an agent does not send {header[0]!r}")
+
+    def control_lost(self, stream: FrameStream) -> None:
+        if self._control is stream:
+            self._control = None
+            if self._feed is not None:
+                self._feed.stop()
+            self._feed = None
+
+    def _check(self, token: str) -> None:
+        if not hmac.compare_digest(str(token), self._config.token):
+            raise FrameError("a connection without this node's token")
+
+    def _begin_feed(self, offset: int) -> None:
+        if self._control is None:
+            return
+        if self._feed is not None:
+            self._feed.stop()
+        try:
+            self._feed = Feed(self._journal, self._control, offset)
+        except JournalGone:
+            self._feed = Feed(self._journal, self._control, self._journal.start)
+
+    def _begin_open(self, wish: dict[str, Any]) -> None:
+        spec = self._spec(wish)
+        present = self._leases.get(spec.lease)
+        if present is not None and present.spec.generation == spec.generation:
+            if present.is_open:
+                self._tell([dialect.OPENED, spec.lease, spec.generation])
+            return
+        self._opening[spec.lease] = self._spawn(self._open(spec))
+
+    async def _open(self, spec: LeaseSpec) -> None:
+        refusal = self._refusal(spec)
+        if refusal is not None:
+            self._tell([dialect.ENDED, spec.lease, spec.generation, *refusal])
+            return
+        lease = Lease(spec, host=self, pool=self._pool, sensor=self._devices, clock=self._clock)
+        lease.node_info = {"node": self._config.node}
+        self._leases[spec.lease] = lease
+        try:
+            await lease.open(self._environment(spec))
+        except TimeoutError:
+            await self._give_up(lease, Reason.STARTUP_TIMEOUT, "no child was ready within the startup timeout")
+        except (OSError, SandboxError) as error:
+            await self._give_up(lease, Reason.INTERNAL_ERROR, f"no child could be started: {error}")
+        else:
+            self._tell([dialect.OPENED, spec.lease, spec.generation])
+        finally:
+            self._opening.pop(spec.lease, None)
+
+    async def _give_up(self, lease: Lease, reason: Reason, detail: str) -> None:
+        await lease.close(reason, detail)
+        self._tell([dialect.ENDED, lease.spec.lease, lease.spec.generation, str(reason), detail])
+
+    def _refusal(self, spec: LeaseSpec) -> tuple[str, str] | None:
+        """Why these GPUs cannot be given now: (reason, words); None when they can."""
+        known = {gpu.uuid: gpu for gpu in self._info.gpus}
+        for uuid, share in spec.gpus:
+            gpu = known.get(uuid)
+            if gpu is None:
+                return str(Reason.GPU_UNHEALTHY), f"this node has no GPU {uuid}"
+            if not gpu.healthy:
+                return str(Reason.GPU_UNHEALTHY), gpu.problem
+            if share not in gpu.share_sizes_milli:
+                return str(
+                    Reason.NO_CAPACITY
+                ), f"GPU {uuid} is offered in shares of {gpu.share_sizes_milli}, not {share}"
+            taken = sum(s for lease in self._leases.values() for u, s in lease.spec.gpus if u == uuid)
+            if taken + share > 1000:
+                return str(Reason.NO_CAPACITY), f"GPU {uuid} is in use: {taken} of 1000 are taken"
+        return None
+
+    async def _close(self, lease: str, generation: int, reason: str) -> None:
+        opening = self._opening.get(lease)
+        found = self._leases.get(lease)
+        if found is None or found.spec.generation != generation:
+            self._tell([dialect.ENDED, lease, generation, reason, "it is not open on this node"])
+            return
+        if opening is not None:
+            opening.cancel()
+            await asyncio.wait([opening])
+        never_opened = found.meter is None
+        await found.close(reason)
+        if never_opened:
+            self._tell([dialect.ENDED, lease, generation, reason, ""])
+
+    def _spec(self, wish: dict[str, Any]) -> LeaseSpec:
+        gpus = tuple((str(uuid), int(share)) for uuid, share in wish.pop("gpus"))
+        simulated = any(gpu.simulated for gpu in self._info.gpus if gpu.uuid in {uuid for uuid, _ in gpus})
+        spec = LeaseSpec(**wish, gpus=gpus, simulated=simulated)
+        if self._isolation.name == "none" or simulated:
+            return spec
+        known = {gpu.uuid for gpu in self._info.gpus}
+        devices = self._devices.devices(tuple(uuid for uuid, _ in gpus if uuid in known))
+        return LeaseSpec(**wish, gpus=gpus, simulated=simulated, devices=devices)
+
+    @staticmethod
+    def _environment(spec: LeaseSpec) -> dict[str, str]:
+        visible = "" if spec.simulated else ",".join(uuid for uuid, _ in spec.gpus)
+        threads = {"OMP_NUM_THREADS": str(max(1, spec.cpu_milli // 1000))} if spec.cpu_milli else {}
+        return {"CUDA_VISIBLE_DEVICES": visible, **threads}
+
+    async def _start_child(self, devices: Devices) -> Worker:
+        binds, env = needs()
+        argv = (sys.executable, "-P", "-m", "fabric.agent.child", *self._config.warm_modules)
+        spec = ChildSpec(argv=argv, binds=binds, env=env, devices=devices)
+        worker = Worker(await asyncio.to_thread(self._isolation.launch, spec))
+        await worker.start()
+        return worker
+
+    def _recover(self) -> None:
+        """Close what was open when the last process ended, at the last moment its journal knows of each lease."""
+        for meter in _open_meters(self._journal):
+            for run, tasks in meter.flying:
+                ended = tuple((task, attempt, str(Reason.OPERATOR_LOST), b"", 0) for task, attempt in tasks)
+                self._settle(meter, Finished(meter.lease, meter.generation, meter.last_ns, run, ended))
+            self._settle(meter, Closed(meter.lease, meter.generation, meter.last_ns, str(Reason.OPERATOR_LOST)))
+        self._journal.sync()
+
+    def _settle(self, meter: LeaseMeter, event: Finished | Closed) -> None:
+        meter.apply(event)
+        self._journal.append(events.encode(event))
+
+    async def _tick_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        number = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            number += 1
+            for lease in self._all_leases():
+                lease.tick()
+            await asyncio.to_thread(self._journal.sync)
+            if self._journal.full:
+                self._journal.rotate([events.encode(_held(lease.meter)) for lease in self._metered()])
+            if number % PROBE_TICKS == 0:
+                self._look_again()
+            if self._control is not None:
+                self._heard = loop.time()
+            elif loop.time() - self._heard > ORPHAN_S:
+                for lease in self._all_leases():
+                    await lease.close(Reason.OPERATOR_LOST, "the operator's agent was lost")
+
+    def _look_again(self) -> None:
+        info = self._describe()
+        if info != self._info:
+            self._info = info
+            self._tell([dialect.INVENTORY, info.model_dump()])
+
+    def _describe(self) -> Any:
+        config = self._config
+        return probe.describe(config.node, config.address, config.region, self._devices, config.state_dir)
+
+    def _metered(self) -> list[Lease]:
+        return [lease for lease in self._leases.values() if lease.meter is not None and not lease.meter.closed]
+
+    def _all_leases(self) -> list[Lease]:
+        return list(self._leases.values())
+
+    def _tell(self, header: list[Any]) -> None:
+        if self._control is not None:
+            self._control.send(header)
+
+    async def _listen(self) -> tuple[asyncio.Server, str]:
+        loop = asyncio.get_running_loop()
+        kind, _, where = self._config.listen.partition(":")
+        if kind == "unix":
+            path = Path(where)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if path.parent.stat().st_mode & 0o077:
+                raise PermissionError(f"{path.parent} is open to other users; it must have mode 0700")
+            path.unlink(missing_ok=True)
+            return await loop.create_unix_server(self.serve, where), self._config.listen
+        server = await loop.create_server(self.serve, where, 0, family=socket.AF_INET)
+        return server, f"tcp:{where}:{server.sockets[0].getsockname()[1]}"
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a task of the node failed", exc_info=task.exception())
+
+
+class _Connection:
+    """What one connection is for, once it has said so."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._lease: Lease | None = None
+        self._control = False
+        self.stream = FrameStream(self._on_frame, self._on_closed)
+
+    def _on_frame(self, header: list[Any], body: Buffer) -> None:
+        try:
+            self._dispatch(header, body)
+        except (FrameError, TypeError, ValueError) as error:
+            _log.warning("a connection was dropped", error=str(error))
+            self.stream.abort()
+
+    def _dispatch(self, header: list[Any], body: Buffer) -> None:
+        if self._lease is not None:
+            self._lease.handle(header, body)
+            return
+        if self._control:
+            self._node.on_control(header)
+            return
+        match header:
+            case [dialect.CONTROL, str() as token]:
+                self._node.take_control(self.stream, token)
+                self._control = True
+            case [dialect.CHANNEL, str() as token, str() as lease, int() as generation]:
+                self._lease = self._node.take_channel(self.stream, token, lease, generation)
+            case _:
+                raise FrameError(f"a connection began with {header[0]!r}")
+
+    def _on_closed(self, error: Exception | None) -> None:
+        if error is not None:
+            _log.info("a connection broke", error=str(error))
+        if self._lease is not None:
+            self._lease.detach(self.stream)
+        if self._control:
+            self._node.control_lost(self.stream)
+
+
+def _open_meters(journal: Journal) -> list[LeaseMeter]:
+    """The meters of the leases that the journal does not close."""
+    meters: dict[tuple[str, int], LeaseMeter] = {}
+    offset = journal.start
+    while offset < journal.end:
+        records, offset = journal.read(offset)
+        for record in records:
+            event = events.decode(record)
+            if isinstance(event, Began):
+                continue
+            key = (event.lease, event.generation)
+            if isinstance(event, Opened):
+                meters[key] = LeaseMeter(event)
+            elif isinstance(event, Held):
+                meters[key] = LeaseMeter.from_state(event.state)
+            elif key in meters:
+                with contextlib.suppress(MeterError):
+                    meters[key].apply(event)
+    return [meter for meter in meters.values() if not meter.closed]
+
+
+def _held(meter: LeaseMeter | None) -> Held:
+    assert meter is not None
+    return Held(meter.lease, meter.generation, meter.last_ns, meter.to_state())
+
+
+def _isolation(name: str) -> Isolation:
+    return Bubblewrap() if name == "bubblewrap" else Plain()
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,91 @@
+"""The NVIDIA devices of this machine, through NVML: what they are, how they are, what they use. Decides nothing.
+
+The only module that imports `pynvml` (distribution `nvidia-ml-py`).
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pynvml
+
+from fabric.agent.devices import market_name
+from fabric.wire.link import GpuInfo
+
+SAMPLE_S = 0.1
+"""Energy counters of the devices themselves are renewed about this often; asking more often costs and tells nothing."""
+
+_CONTROL = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+
+
+class Nvml:
+    """A session with the driver."""
+
+    def __init__(self) -> None:
+        """Raises OSError when there is no driver or no NVML."""
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            raise OSError(f"NVML: {error}") from None
+        self._handles: dict[str, Any] = {}
+        self._energy: dict[str, tuple[float, int]] = {}
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            self._handles[_text(pynvml.nvmlDeviceGetUUID(handle))] = handle
+
+    def close(self) -> None:
+        pynvml.nvmlShutdown()
+
+    def inventory(self) -> list[GpuInfo]:
+        """Every device. One that does not answer stays in the list as unhealthy, with the driver's words."""
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        return [self._describe(uuid, handle, driver) for uuid, handle in self._handles.items()]
+
+    def devices(self, uuids: tuple[str, ...]) -> tuple[Path, ...]:
+        """The device nodes that a process with exactly these GPUs needs; only those that exist."""
+        own = (f"/dev/nvidia{pynvml.nvmlDeviceGetMinorNumber(self._handles[uuid])}" for uuid in uuids)
+        return tuple(path for path in map(Path, (*own, *_CONTROL)) if path.exists())
+
+    def energy_mj(self, uuid: str) -> int:
+        """Since the driver was loaded; 0 where the device does not count it. At most `SAMPLE_S` old."""
+        now = time.monotonic()
+        at, value = self._energy.get(uuid, (0.0, 0))
+        if uuid not in self._energy or now - at >= SAMPLE_S:
+            value = max(value, _or_zero(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._handles[uuid]))
+            self._energy[uuid] = (now, value)
+        return value
+
+    def utilisation_pct(self, uuid: str) -> int:
+        """Of the last moments, 0 to 100; 0 where the device does not tell."""
+        rates = _or_zero(pynvml.nvmlDeviceGetUtilizationRates, self._handles[uuid])
+        return rates if isinstance(rates, int) else int(rates.gpu)
+
+    def _describe(self, uuid: str, handle: Any, driver: str) -> GpuInfo:
+        try:
+            name = _text(pynvml.nvmlDeviceGetName(handle))
+            memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+            pcie = _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+        except pynvml.NVMLError as error:
+            return GpuInfo(
+                uuid=uuid, vendor="nvidia", model="UNKNOWN", name="", memory_bytes=0, healthy=False, problem=str(error)
+            )
+        return GpuInfo(
+            uuid=uuid,
+            vendor="nvidia",
+            model=market_name(name),
+            name=name,
+            memory_bytes=memory,
+            driver=driver,
+            pcie=pcie,
+        )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _or_zero(read: Any, handle: Any) -> Any:
+    try:
+        return read(handle)
+    except pynvml.NVMLError:
+        return 0

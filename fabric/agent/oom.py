@@ -1,0 +1,31 @@
+"""Whether the kernel killed a process because memory ran out. Says yes only when a counter of such kills has grown."""
+
+import signal
+from pathlib import Path
+
+from fabric.agent.exits import Exit
+
+_VMSTAT = Path("/proc/vmstat")
+
+
+class OomWatch:
+    """Remembers the machine's count of such kills from when a child was started."""
+
+    def __init__(self) -> None:
+        self._before = _kills()
+
+    def killed(self, ended: Exit) -> bool:
+        """True when the process died of SIGKILL and the kernel has killed for memory since; not proof, but no guess."""
+        return ended.signal == signal.SIGKILL and _kills() > self._before
+
+
+def _kills() -> int:
+    """`oom_kill` of /proc/vmstat: processes killed on this machine, those by a cgroup's limit included."""
+    try:
+        for line in _VMSTAT.read_text().splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    except (OSError, ValueError):
+        return 0
+    return 0

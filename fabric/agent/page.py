@@ -1,0 +1,39 @@
+"""One page of memory shared by a node and its child: which task runs, since when. It outlives the child.
+
+The child writes, the node reads. Tasks are counted from 1 in the order in which they were passed to this child. The
+child is the customer's: what stands here divides only the customer's own tasks among themselves.
+"""
+
+import mmap
+import os
+import struct
+
+_LAYOUT = struct.Struct("<QQ")
+
+
+class Page:
+    """`running` is the number of the task that runs or ran last, 0 before the first; `started_ns` its start."""
+
+    def __init__(self, fd: int) -> None:
+        self._map = mmap.mmap(fd, mmap.PAGESIZE)
+
+    @staticmethod
+    def create() -> int:
+        """A descriptor to share; the caller closes it."""
+        fd = os.memfd_create("fabric-page")
+        os.ftruncate(fd, mmap.PAGESIZE)
+        return fd
+
+    def begin(self, number: int, now_ns: int) -> None:
+        _LAYOUT.pack_into(self._map, 0, number, now_ns)
+
+    @property
+    def running(self) -> int:
+        return _LAYOUT.unpack_from(self._map, 0)[0]
+
+    @property
+    def started_ns(self) -> int:
+        return _LAYOUT.unpack_from(self._map, 0)[1]
+
+    def close(self) -> None:
+        self._map.close()

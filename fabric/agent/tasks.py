@@ -1,0 +1,221 @@
+"""The tasks of one lease on its node: what waits, what the child has, what is done and not yet acknowledged.
+
+A plain core: frames in, decisions out; no sockets, no clock. No task of the same attempt is ever passed twice unless it
+was returned unstarted.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fabric.wire import channel
+from fabric.wire.frames import Buffer, FrameError
+from fabric.wire.reasons import Reason
+
+IN_FLIGHT = 2
+"""CALL frames at the child at once: one runs, one waits in its socket."""
+
+Key = tuple[str, int]
+"""(run, task)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task of a CALL frame; `pieces` is its part of the body, cut by `sizes`."""
+
+    task: int
+    attempt: int
+    sizes: tuple[int, ...]
+    pieces: memoryview
+
+
+@dataclass(slots=True)
+class Call:
+    """Tasks of one run that go to the child together. `first` is the number of its first task in that child's life."""
+
+    run: str
+    digest: bytes
+    timeout_ms: int
+    tasks: list[Task]
+    first: int = 0
+
+    def header(self) -> list[Any]:
+        tasks = [[task.task, task.attempt, list(task.sizes)] for task in self.tasks]
+        return [channel.CALL, self.run, self.digest, tasks, self.timeout_ms]
+
+    @property
+    def body(self) -> list[memoryview]:
+        return [task.pieces for task in self.tasks]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a task ended: `fields` as in a RESULT (with `pieces`) or FAILED entry."""
+
+    failed: bool
+    fields: list[Any]
+    pieces: Buffer = b""
+
+
+@dataclass(slots=True)
+class _Known:
+    attempt: int
+    outcome: Outcome | None = None
+
+
+@dataclass(slots=True)
+class TaskBook:
+    """All tasks of a lease that somebody still has to hear about."""
+
+    waiting: deque[Call] = field(default_factory=deque)
+    flying: deque[Call] = field(default_factory=deque)
+    doomed: set[Key] = field(default_factory=set)
+    waiting_bytes: int = 0
+    kept_bytes: int = 0
+    _known: dict[Key, _Known] = field(default_factory=dict)
+    _passed: int = 0
+
+    def add(self, call: Call) -> list[tuple[Key, Outcome]]:
+        """Queue the tasks that are new here; returns the outcomes of those that are done already."""
+        done: list[tuple[Key, Outcome]] = []
+        fresh: list[Task] = []
+        for task in call.tasks:
+            known = self._known.get((call.run, task.task))
+            if known is None or known.attempt < task.attempt:
+                if known is not None:
+                    self.ack(call.run, [task.task])
+                self._known[call.run, task.task] = _Known(task.attempt)
+                fresh.append(task)
+            elif known.outcome is not None:
+                done.append(((call.run, task.task), known.outcome))
+        if fresh:
+            call.tasks = fresh
+            self.waiting.append(call)
+            self.waiting_bytes += _size(call)
+        return done
+
+    def next_call(self) -> Call | None:
+        """The frame to pass to the child now, if there is one and the child may have it."""
+        if not self.waiting or len(self.flying) >= IN_FLIGHT:
+            return None
+        call = self.waiting.popleft()
+        self.waiting_bytes -= _size(call)
+        call.first = self._passed + 1
+        self._passed += len(call.tasks)
+        self.flying.append(call)
+        return call
+
+    def finish(self, run: str, task: int, attempt: int, outcome: Outcome) -> None:
+        """Record the outcome of a task at the child or in the queue."""
+        known = self._known.get((run, task))
+        if known is not None and known.attempt == attempt and known.outcome is None:
+            known.outcome = outcome
+            self.kept_bytes += memoryview(outcome.pieces).nbytes
+        self.doomed.discard((run, task))
+
+    def land(self, run: str, tasks: Iterable[tuple[int, int]]) -> None:
+        """These (task, attempt) of the oldest frame are no longer at the child.
+
+        Raises:
+            FrameError: the child did not have them.
+        """
+        gone = set(tasks)
+        head = self.flying[0] if self.flying else None
+        if head is None or head.run != run or not gone <= {(task.task, task.attempt) for task in head.tasks}:
+            raise FrameError(f"the child answered for tasks of {run} that it does not run")
+        kept = [task for task in head.tasks if (task.task, task.attempt) not in gone]
+        head.first += len(head.tasks) - len(kept)
+        head.tasks = kept
+        if not kept:
+            self.flying.popleft()
+
+    def ground(self) -> list[Call]:
+        """The child is gone: its frames, oldest first. The next child counts from 1."""
+        grounded = list(self.flying)
+        self.flying.clear()
+        self._passed = 0
+        return grounded
+
+    def requeue(self, calls: Sequence[Call]) -> None:
+        """Put frames that were never started back to the front, in their order."""
+        for call in reversed(calls):
+            self.waiting.appendleft(call)
+            self.waiting_bytes += _size(call)
+
+    def ack(self, run: str, tasks: Iterable[int]) -> None:
+        """The customer has these outcomes: forget them."""
+        for task in tasks:
+            known = self._known.get((run, task))
+            if known is not None and known.outcome is not None:
+                self.kept_bytes -= memoryview(known.outcome.pieces).nbytes
+                del self._known[run, task]
+
+    def cancel(self, run: str, tasks: Sequence[int]) -> list[Task]:
+        """Take these tasks (all of the run for an empty list) out of the queue; those at the child become doomed."""
+        wanted = set(tasks)
+        cancelled: list[Task] = []
+        for call in [call for call in self.waiting if call.run == run]:
+            hit = [task for task in call.tasks if not wanted or task.task in wanted]
+            cancelled += hit
+            self.waiting_bytes -= sum(task.pieces.nbytes for task in hit)
+            call.tasks = [task for task in call.tasks if task not in hit]
+        self.waiting = deque(call for call in self.waiting if call.tasks)
+        for call in self.flying:
+            if call.run == run:
+                self.doomed |= {(run, task.task) for task in call.tasks if not wanted or task.task in wanted}
+        return cancelled
+
+    def resume(self, run: str, tasks: Iterable[Sequence[int]]) -> tuple[list[tuple[Key, Outcome]], list[int]]:
+        """For [task, attempt] that a customer still waits for: the outcomes there are, and the tasks never heard of."""
+        done: list[tuple[Key, Outcome]] = []
+        unknown: list[int] = []
+        for task, attempt in tasks:
+            known = self._known.get((run, task))
+            if known is None or known.attempt < attempt:
+                unknown.append(task)
+            elif known.outcome is not None:
+                done.append(((run, task), known.outcome))
+        return done, unknown
+
+    def running(self, number: int) -> tuple[Call, Task] | None:
+        """The task with this number in the child's life, if the child still has it."""
+        for call in self.flying:
+            if call.first <= number < call.first + len(call.tasks):
+                return call, call.tasks[number - call.first]
+        return None
+
+
+def parse_call(header: Sequence[Any], body: Buffer) -> Call:
+    """The CALL frame of a customer, checked.
+
+    Raises:
+        FrameError: fields of other types, sizes that are not the body's, too many tasks.
+    """
+    try:
+        _, run, digest, entries, timeout_ms = header
+        tasks = [(int(task), int(attempt), tuple(map(int, sizes))) for task, attempt, sizes in entries]
+    except (TypeError, ValueError):
+        raise FrameError("a call is not [call, run, digest, [[task, attempt, sizes], …], timeout_ms]") from None
+    if not 1 <= len(tasks) <= channel.MAX_TASKS_PER_FRAME:
+        raise FrameError(f"{len(tasks)} tasks in one frame; 1 to {channel.MAX_TASKS_PER_FRAME} are allowed")
+    if not isinstance(run, str) or not isinstance(digest, bytes) or not isinstance(timeout_ms, int):
+        raise FrameError("a call's run, digest or timeout is of another type")
+    view = memoryview(body)
+    if any(not sizes or min(sizes) < 0 for *_, sizes in tasks) or sum(map(sum, (t[2] for t in tasks))) != view.nbytes:
+        raise FrameError("the sizes of a call's pieces do not add up to its body")
+    if any(task < 0 or attempt < 1 for task, attempt, _ in tasks) or len({t[0] for t in tasks}) != len(tasks):
+        raise FrameError("a call's tasks are numbered from 0, once each, and its attempts from 1")
+    at, cut = 0, []
+    for task, attempt, sizes in tasks:
+        cut.append(Task(task, attempt, sizes, view[at : at + sum(sizes)]))
+        at += sum(sizes)
+    return Call(run, digest, timeout_ms, cut)
+
+
+def failed(task: int, attempt: int, reason: Reason, message: str, exit_code: int | None = None) -> Outcome:
+    return Outcome(True, [task, attempt, str(reason), message, exit_code])
+
+
+def _size(call: Call) -> int:
+    return sum(task.pieces.nbytes for task in call.tasks)
