@@ -170,8 +170,7 @@ def entries(
         wanted = wanted.where(ENTRY.c.id < before)
     rows, cursor = _page(session, wanted, limit, lambda row: row.id)
     postings = _postings(session, [row.id for row in rows])
-    views = (EntryView(*(*_entry_head(row), tuple(postings.get(row.id, ())))) for row in rows)
-    return Page(tuple(views), cursor)
+    return Page(tuple(_entry_view(row, postings.get(row.id, [])) for row in rows), cursor)
 
 
 def epochs(session: Session, *, before: int | None = None, limit: int = 100) -> Page[EpochView]:
@@ -228,7 +227,8 @@ def gpu(session: Session, gpu_id: str) -> GpuView | None:
         return None
     used = session.execute(_gpu_sums(gpu_id)).one()
     earned = _sum_rewards(session, REWARD.c.gpu_id == gpu_id)
-    return GpuView(*(gpu_id, *meter, *(int(value) for value in used), earned.dc, earned.wei))
+    values: list[Any] = [gpu_id, *meter, *(int(value) for value in used), earned.dc, earned.wei]
+    return GpuView(*values)
 
 
 def gpu_cash_flow(session: Session, gpu_id: str, *, before: int | None = None, limit: int = 100) -> Page[CashFlow]:
@@ -296,8 +296,10 @@ def _page(
     return rows[:size], cursor_of(rows[size - 1]) if len(rows) > size else None
 
 
-def _entry_head(row: Row) -> tuple[Any, ...]:
-    return (row.id, row.source_id, row.kind, row.at_ms, row.lease_id, row.customer, row.reverses_id)
+def _entry_view(row: Row, postings: Sequence[Posting]) -> EntryView:
+    return EntryView(
+        row.id, row.source_id, row.kind, row.at_ms, row.lease_id, row.customer, row.reverses_id, tuple(postings)
+    )
 
 
 def _postings(session: Session, entry_ids: Sequence[int]) -> dict[int, list[Posting]]:

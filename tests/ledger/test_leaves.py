@@ -1,0 +1,43 @@
+import pytest
+
+from fabric.wire.hashing import keccak256
+from ledger.leaves import address_bytes, gpu_id_hex, gpu_public_id, id_bytes, lease_leaf, payout_leaf, usage_leaf
+
+HOLDER = bytes.fromhex("11" * 20)
+
+
+def test_a_gpus_public_id_hashes_a_prefix_and_its_uuid():
+    assert gpu_public_id("GPU-1") == keccak256(b"fabric-gpu" + b"GPU-1")
+    assert id_bytes(gpu_id_hex("GPU-1")) == gpu_public_id("GPU-1")
+
+
+def test_a_payout_leaf_is_the_double_hash_of_four_words():
+    gpu = gpu_public_id("GPU-1")
+    encoded = keccak256(b"fabric.payout.v1") + gpu + bytes(12) + HOLDER + (5).to_bytes(32, "big")
+    assert payout_leaf(gpu, HOLDER, 5) == keccak256(keccak256(encoded))
+
+
+def test_leaves_of_different_kinds_or_values_differ():
+    gpu = gpu_public_id("GPU-1")
+    leaves = {
+        payout_leaf(gpu, HOLDER, 5),
+        payout_leaf(gpu, HOLDER, 6),
+        usage_leaf(5, gpu, 5, 5, gpu),
+        usage_leaf(6, gpu, 5, 5, gpu),
+        lease_leaf("l", 5, 5, gpu),
+        lease_leaf("m", 5, 5, gpu),
+    }
+    assert len(leaves) == 6
+
+
+@pytest.mark.parametrize("bad", ["", "0x12", "11" * 20, "0x" + "zz" * 20, "0x" + "11" * 21])
+def test_what_is_not_an_address_is_refused(bad):
+    assert address_bytes("0x" + "aB" * 20) == b"\xab" * 20
+    with pytest.raises(ValueError, match="not an address"):
+        address_bytes(bad)
+
+
+@pytest.mark.parametrize("bad", ["", "0x12", "11" * 32, "0x" + "zz" * 32])
+def test_what_is_not_an_id_is_refused(bad):
+    with pytest.raises(ValueError, match="not an id"):
+        id_bytes(bad)
