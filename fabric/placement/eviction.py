@@ -12,6 +12,7 @@ from fabric.placement.inventory import Held
 from fabric.placement.packing import Demand
 
 _ROWS_LOOKED_AT = 256
+_GROUPS_LOOKED_AT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +33,18 @@ class _OnRow:
 
 
 def cheapest_eviction(
-    fleet: Fleet, rows: tuple[int, ...], nodes: int, demand_at: Callable[[int], Demand], now_ms: int
+    fleet: Fleet, groups: list[list[int]], nodes: int, demand_at: Callable[[int], Demand], now_ms: int
 ) -> Eviction | None:
-    """The `nodes` rows on which making room loses least; None when there are too few rows.
+    """The `nodes` rows of one group on which making room loses least; None when no group has so many.
 
-    Looks at the first 256 rows given. On each row the leases go one by one, least loss first, until the demand fits;
-    then those that turned out not to be in the way are kept.
+    Looks at the first 256 rows of each of the first 16 groups. On each row the leases go one by one, least loss first,
+    until the demand fits; then those that turned out not to be in the way are kept.
     """
-    looked = rows[:_ROWS_LOOKED_AT]
-    found = sorted(
-        (one for one in (_on_row(fleet, row, demand_at(row), now_ms) for row in looked) if one is not None),
-        key=lambda one: (one.loss, one.row),
-    )[:nodes]
-    if len(found) < nodes:
+    gangs = [_in_group(fleet, rows[:_ROWS_LOOKED_AT], nodes, demand_at, now_ms) for rows in groups[:_GROUPS_LOOKED_AT]]
+    full = [gang for gang in gangs if len(gang) == nodes]
+    if not full:
         return None
+    found = min(full, key=lambda gang: sum(one.loss for one in gang))
     leases = {lease for one in found for lease in one.leases}
     order = sorted(leases, key=lambda lease: (loss_gpu_ms(fleet.leases[lease], now_ms), lease))
     return Eviction(tuple(one.row for one in found), tuple(one.columns for one in found), tuple(order))
@@ -57,8 +56,15 @@ def loss_gpu_ms(held: Held, now_ms: int) -> int:
     return max(now_ms - held.safe_ms, 0) * milli // 1000
 
 
+def _in_group(
+    fleet: Fleet, rows: list[int], nodes: int, demand_at: Callable[[int], Demand], now_ms: int
+) -> list[_OnRow]:
+    found = [one for row in rows if (one := _on_row(fleet, row, demand_at(row), now_ms)) is not None]
+    return sorted(found, key=lambda one: (one.loss, one.row))[:nodes]
+
+
 def _on_row(fleet: Fleet, row: int, demand: Demand, now_ms: int) -> _OnRow | None:
-    node = fleet.node_at(row).name
+    node = fleet.name_at(row)
     spots = [held for held in fleet.leases_on(node) if held.tier == "spot"]
     spots.sort(key=lambda held: (loss_gpu_ms(held, now_ms), held.lease))
     gone: list[Held] = []
@@ -79,7 +85,7 @@ def _on_row(fleet: Fleet, row: int, demand: Demand, now_ms: int) -> _OnRow | Non
 
 def _columns(fleet: Fleet, row: int, demand: Demand, node: str, gone: list[Held]) -> tuple[int, ...] | None:
     """The GPUs to take once the leases in `gone` have left; None while the demand does not fit."""
-    free, room = fleet.free[row].tolist(), fleet.room[row].tolist()
+    free, room = fleet.free[:, row].tolist(), fleet.room[:, row].tolist()
     for held in gone:
         for assignment in held.assignments:
             if assignment.node != node:

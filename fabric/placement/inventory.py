@@ -103,9 +103,18 @@ class Held:
     until_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a request may name of a GPU."""
+
+    vendor: str
+    name: str
+    memory_bytes: int
+
+
 @dataclass(frozen=True)
 class Kind:
-    """What all GPUs of a row have in common."""
+    """What all GPUs of a row have in common; `none()` stands for a node without GPUs."""
 
     vendor: str
     model: str
@@ -116,6 +125,28 @@ class Kind:
     simulated: bool
     slot: str
     ends_at_ms: int | None
+
+    @staticmethod
+    def of(gpu: Gpu) -> "Kind":
+        return Kind(
+            gpu.vendor,
+            gpu.model,
+            gpu.memory_bytes,
+            tuple(sorted(gpu.prices_dc_per_gpu_hour.items())),
+            tuple(sorted(gpu.shares_milli)),
+            gpu.share_step_milli,
+            gpu.simulated,
+            gpu.slot,
+            gpu.ends_at_ms,
+        )
+
+    @staticmethod
+    def none() -> "Kind":
+        return Kind("", "", 0, (), (), 0, simulated=False, slot="", ends_at_ms=None)
+
+    @property
+    def chip(self) -> Model:
+        return Model(self.vendor, self.model, self.memory_bytes)
 
     def price(self, tier: Tier) -> int | None:
         """DC per GPU-hour of a whole GPU; None when the tier is not offered."""
@@ -143,3 +174,16 @@ class Profile:
     interconnects: frozenset[str]
     pythons: frozenset[str]
     capabilities: frozenset[str]
+
+    @staticmethod
+    def of(node: Node) -> "Profile":
+        return Profile(
+            node.operator,
+            node.cluster,
+            node.region,
+            node.reputation,
+            node.verification,
+            node.interconnects,
+            node.pythons,
+            node.capabilities,
+        )

@@ -65,7 +65,7 @@ def _model(fleet: Fleet, rows: Rows) -> str:
 
 
 def _price(fleet: Fleet, request: Request, one: Screen, rows: Rows) -> Nearest:
-    price = int(np.sort(one.price[rows])[request.nodes - 1])
+    price = sorted(one.price[kind] for kind in fleet.kind[rows].tolist())[request.nodes - 1]
     over = price - (request.max_price_dc_per_gpu_hour or 0)
     cents = f"{over // _DC_PER_USD}.{over % _DC_PER_USD:05d}".rstrip("0")
     text = f"{_model(fleet, rows)} at ${cents.rstrip('.')} above your cap per GPU-hour"
@@ -73,11 +73,11 @@ def _price(fleet: Fleet, request: Request, one: Screen, rows: Rows) -> Nearest:
 
 
 def _rtt(fleet: Fleet, request: Request, one: Screen, rows: Rows) -> Nearest:
-    if one.rtt_ms is None or not np.isfinite(one.rtt_ms[rows]).any():
+    rtt = min(one.rtt_ms[profile] for profile in fleet.profile[rows].tolist())
+    if rtt == np.inf:
         return Nearest(
             "max_rtt_ms", f"{rows.size} × {_model(fleet, rows)} at an unknown distance", None, int(rows.size)
         )
-    rtt = float(one.rtt_ms[rows].min())
     text = f"{rows.size} × {_model(fleet, rows)} at {rtt:.0f} ms, above your {request.max_rtt_ms:.0f} ms"
     return Nearest("max_rtt_ms", text, rtt, int(rows.size))
 
@@ -108,7 +108,7 @@ _TELLERS: dict[Reason, Callable[[Fleet, Request, Screen, Rows], Nearest]] = {
 
 def _fewer(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen) -> Nearest | None:
     """The largest smaller number of GPUs per node for which there is room now."""
-    rows = one.open_rows
+    rows = np.flatnonzero(one.bits == 0)
     for count in range(spec.count_min - 1, 0, -1):
         able = rows[fits(fleet, _demand(request, count, spec.milli), rows)]
         if able.size >= request.nodes:
@@ -119,11 +119,12 @@ def _fewer(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen) -> Neares
 
 def _wait(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen, now_ms: int) -> Nearest | None:
     """When the first node gets room, by the ends that leases have announced."""
-    ends = [
-        end
-        for row in one.open_rows[:_ROWS_LOOKED_AT].tolist()
-        if (end := _room_at(fleet, row, _demand(request, spec.count_min, int(one.milli[row])))) is not None
-    ]
+    if not fleet.ending_leases:
+        return None
+    rows = np.flatnonzero(one.bits == 0)[:_ROWS_LOOKED_AT].tolist()
+    demands = [_demand(request, spec.count_min, one.milli[fleet.kind[row]]) for row in rows]
+    found = [_room_at(fleet, row, demand) for row, demand in zip(rows, demands, strict=True)]
+    ends = [end for end in found if end is not None]
     if len(ends) < request.nodes:
         return None
     wait_ms = max(sorted(ends)[request.nodes - 1] - now_ms, 0)
@@ -132,8 +133,8 @@ def _wait(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen, now_ms: in
 
 def _room_at(fleet: Fleet, row: int, demand: Demand) -> int | None:
     """When the demand fits into the row if every lease ends when it said; None if it then still does not."""
-    node = fleet.node_at(row).name
-    free, room = fleet.free[row].tolist(), fleet.room[row].tolist()
+    node = fleet.name_at(row)
+    free, room = fleet.free[:, row].tolist(), fleet.room[:, row].tolist()
     ending = sorted((held.until_ms, held.lease) for held in fleet.leases_on(node) if held.until_ms is not None)
     for until_ms, lease in ending:
         for assignment in fleet.leases[lease].assignments:

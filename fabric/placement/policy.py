@@ -23,6 +23,11 @@ class Policy:
     rtt_band_ms: float = 5.0
     packs: bool = True
 
+    @property
+    def because(self) -> str:
+        """What decides, for people."""
+        return ", then ".join((*self.order, "packing") if self.packs else self.order)
+
 
 TRAINING = Policy("training", ("price",))
 INFERENCE = Policy("inference", ("rtt", "spread", "price"))
