@@ -1,0 +1,135 @@
+"""`fabric operator init`: from a join token and a wallet to a folder that `ray up` can use.
+
+Order matters for a run that is cut off: the key is on disk before the token is spent, and what exists is not
+overwritten, so that the same command finishes what it began.
+"""
+
+import platform
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fabric.operator.checks import RAY_VERSION
+from fabric.operator.cluster_file import parse_prices
+from fabric.operator.enrol import ControlPlane, operator_of
+from fabric.operator.folder import OperatorFolder
+from fabric.operator.template import fill_in, template_text
+from fabric.operator.wallet import Wallet
+from fabric.wire.clock import Clock
+from fabric.wire.delegation import Delegation
+from fabric.wire.errors import InvalidRequest
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The operator's machines and terms, as `init` is told them. `prices` are USD per GPU-hour by model and tier;
+    `nodes` the settings of hosts that do not simply offer every GPU; `venv` a Python environment that is on every host
+    already; `index` a package index other than the default, `offline` none at all.
+    """
+
+    url: str
+    cluster: str
+    head: str
+    workers: tuple[str, ...]
+    region: str
+    ssh_user: str
+    ssh_key: str
+    prices: Mapping[str, Mapping[str, str]]
+    nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    venv: str = ""
+    index: str = ""
+    offline: bool = False
+
+
+def enrol(folder: OperatorFolder, token: str, wallet: Wallet, url: str, clock: Clock, *, days: int) -> Delegation:
+    """Redeem the join token for the folder's session key; what is left to do again is safe to do again.
+
+    Raises:
+        fabric.Error: the control plane's refusal with its reason.
+    """
+    control_plane = ControlPlane(url)
+    operator = operator_of(token)
+    delegation = new_delegation(control_plane, folder, operator, clock, days=days)
+    signature = wallet.sign(delegation.typed_data())
+    control_plane.redeem(token, delegation, signature)
+    folder.write_delegation(delegation, signature)
+    return delegation
+
+
+def renew(folder: OperatorFolder, wallet: Wallet, clock: Clock, *, days: int) -> Delegation:
+    """A later expiry for the folder's key; the running agent need not be told.
+
+    Raises:
+        fabric.Error: the control plane's refusal with its reason.
+    """
+    cluster = folder.cluster()
+    control_plane = ControlPlane(cluster.url)
+    delegation = new_delegation(control_plane, folder, cluster.operator, clock, days=days)
+    signature = wallet.sign(delegation.typed_data())
+    control_plane.renew(delegation, signature)
+    folder.write_delegation(delegation, signature)
+    return delegation
+
+
+def new_delegation(
+    control_plane: ControlPlane, folder: OperatorFolder, operator: str, clock: Clock, *, days: int
+) -> Delegation:
+    """The statement to sign: this fabric, this operator, the folder's key, from now for so many days."""
+    now_ms = clock.now_ms()
+    key = bytes(folder.session_key().verify_key)
+    return Delegation(control_plane.fabric_id(), operator, key, now_ms, now_ms + days * DAY_MS)
+
+
+def write_cluster_file(folder: OperatorFolder, site: Site, operator: str) -> None:
+    """Fill in `cluster.yaml`, unless there is one.
+
+    Raises:
+        ClusterFileError: a price that is not positive, or a tier that does not exist.
+        InvalidRequest: a value that has no place in the file.
+    """
+    parse_prices({model: dict(tiers) for model, tiers in site.prices.items()})
+    if folder.cluster_file.exists():
+        return
+    values = {
+        "cluster_name": site.cluster,
+        "head_ip": site.head,
+        "worker_ips": list(site.workers),
+        "url": site.url,
+        "operator": operator,
+        "region": site.region,
+        "prices": {model: dict(tiers) for model, tiers in site.prices.items()},
+        "nodes": {address: dict(settings) for address, settings in site.nodes.items()},
+        "ssh_user": site.ssh_user,
+        "ssh_private_key": site.ssh_key,
+        "folder": str(folder.path.resolve()),
+        "install": install_arguments(site),
+    }
+    try:
+        text = fill_in(template_text(), values)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+    folder.cluster_file.write_text(text, encoding="utf-8")
+
+
+def install_arguments(site: Site) -> str:
+    """What `install.sh` is told: the versions of this machine, so that operator and hosts agree."""
+    arguments = ["--ray", RAY_VERSION, "--fabric", metadata.version("berkeley-compute")]
+    if site.venv:
+        arguments += ["--venv", site.venv]
+    else:
+        arguments += ["--python", "python" + ".".join(platform.python_version_tuple()[:2])]
+    if site.offline:
+        arguments += ["--offline"]
+    elif site.index:
+        arguments += ["--index", site.index]
+    return shlex.join(arguments)
+
+
+def default_folder(cluster: str) -> Path:
+    """Where `init` puts a cluster's files unless told otherwise."""
+    return Path.home() / "fabric-operator" / cluster
