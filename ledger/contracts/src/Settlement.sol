@@ -30,6 +30,7 @@ contract Settlement is ISettlement, Ownable2Step {
 
     bytes32 public constant PAYOUT_TAG = keccak256("fabric.payout.v1");
     uint256 public constant MAX_SECONDS = 30 days;
+    uint256 public constant START_RANGE = 366 days;
     uint256 public constant MAX_EPOCHS = 100_000;
     uint256 public constant MIN_STAKE_BPS = 200;
     uint256 public constant MAX_STAKE_BPS = 1_000;
@@ -81,7 +82,7 @@ contract Settlement is ISettlement, Ownable2Step {
         bct = bct_;
         credits = credits_;
         oracle = credits_.oracle();
-        start = _within("start", schedule.start, block.timestamp - MAX_SECONDS, block.timestamp + MAX_SECONDS);
+        start = _within("start", schedule.start, block.timestamp - START_RANGE, block.timestamp + START_RANGE);
         epochSeconds = _within("epochSeconds", schedule.epochSeconds, 1, MAX_SECONDS);
         windowSeconds = _within("windowSeconds", schedule.windowSeconds, 1, MAX_SECONDS);
         supply = _within("supply", schedule.supply, 1, type(uint96).max);

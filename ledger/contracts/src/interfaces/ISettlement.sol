@@ -49,7 +49,7 @@ interface ISettlement {
     }
 
     /// @notice All parameters fixed at deployment.
-    /// @param start second at which epoch 0 begins.
+    /// @param start second at which epoch 0 begins, at most 366 days before or after the deployment.
     /// @param epochSeconds length of an epoch, 1 second to 30 days.
     /// @param windowSeconds dispute window, 1 second to 30 days.
     /// @param supply P in wei: what all epochs together may emit, at most 2^96 - 1.
