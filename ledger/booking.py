@@ -216,6 +216,15 @@ def pay(
     return Entry(EntryKind.PAY, source_id, at_ms, (*taken, *earned))
 
 
+def close(epoch: int, file_hash: bytes, *, at_ms: int) -> Entry:
+    """Moves nothing: puts the address of an epoch's file under the seal of the chain."""
+    return Entry(EntryKind.CLOSE, close_source_id(epoch, file_hash), at_ms, ())
+
+
+def close_source_id(epoch: int, file_hash: bytes) -> str:
+    return f"close/{epoch}/0x{file_hash.hex()}"
+
+
 def _entry(
     kind: EntryKind,
     source_id: str,

@@ -18,7 +18,7 @@ from fabric.wire.merkle import root
 from ledger import accounts, booking
 from ledger.allocate import EpochAllocation, EpochInput, GpuUsage, allocate
 from ledger.book import Book
-from ledger.epoch import EpochClock, epoch_file, file_hash, read_file
+from ledger.epoch import CloseFacts, EpochClock, epoch_file, file_hash, read_file
 from ledger.errors import EpochNotOver, EpochOutOfOrder
 from ledger.finality import FINALITY
 from ledger.leaves import lease_leaf
@@ -223,8 +223,9 @@ class Closing:
     ) -> None:
         sealer = Sealer(self._session)
         head = sealer.seal(at_ms)
-        sealer.mark(result.epoch, at_ms)
-        body = epoch_file(given, result, payers=payers, head=head)
+        sealer.mark(result.epoch)
+        facts = CloseFacts(closed_ms=at_ms, head=head, payers=payers, settlement=terms.settlement)
+        body = epoch_file(given, result, facts)
         totals = result.totals
         row = EpochRow(
             n=given.epoch,
@@ -251,6 +252,7 @@ class Closing:
         self._session.flush()
         self._session.execute(insert(EPOCH_FILE).values(epoch=given.epoch, body=zlib.compress(body, _FAST)))
         self._keep_lines(result)
+        self._book.append([booking.close(given.epoch, file_hash(body), at_ms=at_ms)])
 
     def _keep_lines(self, result: EpochAllocation) -> None:
         epoch = {"epoch": result.epoch}

@@ -29,6 +29,7 @@ class EntryKind(StrEnum):
     BURN = "burn"
     BCT_BURN = "bct_burn"
     PAY = "pay"
+    CLOSE = "close"
     CLAIM = "claim"
     EXIT = "exit"
     EXIT_PAID = "exit_paid"
@@ -49,7 +50,7 @@ class Entry:
         kind: what happened; decides which flows are permitted.
         source_id: names the fact that caused it; the same fact books once.
         at_ms: the control plane's time of booking.
-        postings: no account twice, no zero amount; empty for a charge that rounding made 0.
+        postings: no account twice, no zero amount; none for a charge that rounding made 0, and for a close.
         lease_id: the lease it belongs to, if any.
         customer: who sees it among their entries, if any customer.
         reverses: source_id of the entry that this one takes back.
@@ -90,6 +91,7 @@ FLOWS: Mapping[EntryKind, _Flow] = {
     EntryKind.BURN: _flow({_K.USAGE_FINAL}, {_K.BURNED}),
     EntryKind.BCT_BURN: _flow({_K.BCT_BURNED}, {_K.REMINTABLE}),
     EntryKind.PAY: _flow({_K.EMISSION, _K.REMINTABLE}, {_K.PAYABLE, _K.STAKING}),
+    EntryKind.CLOSE: _flow(set(), set()),
     EntryKind.CLAIM: _flow({_K.PAYABLE}, {_K.CLAIMED}, one_owner=True),
     EntryKind.EXIT: _flow({_K.AVAILABLE}, {_K.EXITING}, one_owner=True),
     EntryKind.EXIT_PAID: _flow({_K.EXITING}, {_K.EXITED}, one_owner=True),

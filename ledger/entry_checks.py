@@ -128,6 +128,7 @@ def holds_end(session: Session) -> Iterator[Finding]:
         elif closed_ms is not None and balance:
             yield Finding("ledger_hold", lease_id, f"it has ended and {balance} DC are still held")
     yield from _holds_without_entry(session)
+    yield from _ends_without_release(session)
 
 
 def rows_are_protected(session: Session) -> Iterator[Finding]:
@@ -175,7 +176,8 @@ def _is_negative(session: Session, table: Table, column: str):  # noqa: ANN202 -
 
 def _without_postings() -> Select:
     """Entries that lack postings they must have: all but charges, undos and releases, which may move nothing."""
-    may_be_empty = [EntryKind.CHARGE, EntryKind.UNDO, EntryKind.RELEASE, EntryKind.FINAL, EntryKind.BURN, EntryKind.PAY]
+    may_be_empty = [EntryKind.CHARGE, EntryKind.UNDO, EntryKind.RELEASE, EntryKind.FINAL]
+    may_be_empty += [EntryKind.BURN, EntryKind.PAY, EntryKind.CLOSE]
     return (
         select(ENTRY.c.id, ENTRY.c.kind)
         .where(ENTRY.c.kind.not_in([kind.value for kind in may_be_empty]))
@@ -217,6 +219,20 @@ def _bct_folds(session: Session) -> Iterator[Finding]:
             message = f"{balance} before and {row.amount} more is not {row.balance}, or a posting before it is missing"
             yield Finding("ledger_bct_posting", f"{row.entry_id}/{row.line}", message)
         nth, balance = row.nth, row.balance
+
+
+def _ends_without_release(session: Session) -> Iterator[Finding]:
+    """A hold's end is when its first release was booked."""
+    released = (
+        select(func.min(ENTRY.c.at_ms))
+        .where(ENTRY.c.lease_id == HOLD.c.lease_id, ENTRY.c.kind == EntryKind.RELEASE.value)
+        .correlate(HOLD)
+        .scalar_subquery()
+    )
+    rows = session.execute(select(HOLD.c.lease_id, HOLD.c.closed_ms, released).order_by(HOLD.c.lease_id))
+    for lease_id, closed_ms, released_ms in rows:
+        if closed_ms != released_ms:
+            yield Finding("ledger_hold", lease_id, f"it ends at {closed_ms}; its release was booked at {released_ms}")
 
 
 def _holds_without_entry(session: Session) -> Iterator[Finding]:

@@ -79,25 +79,43 @@ class Verdict:
     faults: tuple[str, ...]
 
 
-def epoch_file(given: EpochInput, result: EpochAllocation, *, payers: Mapping[str, int], head: bytes) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseFacts:
+    """What an epoch's file says beside the allocation.
+
+    Attributes:
+        closed_ms: when it was closed.
+        head: head of the sealed chain of entries at the close.
+        payers: DC per salted hash of a payer.
+        settlement: how the epoch is settled, in words.
+    """
+
+    closed_ms: int
+    head: bytes
+    payers: Mapping[str, int]
+    settlement: str
+
+
+def epoch_file(given: EpochInput, result: EpochAllocation, facts: CloseFacts) -> bytes:
     """The canonical bytes of an epoch's file; their Keccak-256 is its address.
 
     Args:
         given: what `allocate` got.
         result: what it answered.
-        payers: DC per salted hash of a payer.
-        head: head of the sealed chain of entries at the close.
+        facts: the rest.
     """
     header = {
         "available": [list(line) for line in sorted(given.available)],
+        "closed_ms": facts.closed_ms,
         "end_ms": given.end_ms,
         "epoch": given.epoch,
-        "head": _hex(head),
-        "payers": [[payer, str(dc)] for payer, dc in sorted(payers.items())],
+        "head": _hex(facts.head),
+        "payers": [[payer, str(dc)] for payer, dc in sorted(facts.payers.items())],
         "payout_root": _hex(result.payout_root),
         "pools": {pool: _terms_json(terms) for pool, terms in sorted(given.pools.items())},
         "price_source": given.price_source,
         "price_usd_e18": str(given.price_usd_e18),
+        "settlement": facts.settlement,
         "stake_bps": given.stake_bps,
         "start_ms": given.start_ms,
         "totals": {name: str(value) for name, value in asdict(result.totals).items()},
@@ -148,16 +166,26 @@ def read_file(body: bytes) -> tuple[EpochInput, dict[str, Any]]:
     return given, content
 
 
+def facts_of(content: Mapping[str, Any]) -> CloseFacts:
+    """The rest of what a file says, from its content."""
+    return CloseFacts(
+        closed_ms=content["closed_ms"],
+        head=_unhex(content["head"]),
+        payers={payer: int(dc) for payer, dc in content["payers"]},
+        settlement=content["settlement"],
+    )
+
+
 def verify_file(body: bytes) -> Verdict:
     """Allocate the file's epoch again and compare every number in it."""
     given, content = read_file(body)
     result = allocate(given)
-    payers = {payer: int(dc) for payer, dc in content["payers"]}
-    again = epoch_file(given, result, payers=payers, head=_unhex(content["head"]))
+    facts = facts_of(content)
+    again = epoch_file(given, result, facts)
     faults = tuple(_faults(content, json.loads(again)))
     if not faults and again != body:
         faults = ("the file is not in canonical form",)
-    if sum(payers.values()) != result.totals.burned_dc:
+    if sum(facts.payers.values()) != result.totals.burned_dc:
         faults = (*faults, "the payers' DC do not sum to the DC burned")
     return Verdict(given.epoch, result.payout_root, result.usage_root, file_hash(body), faults)
 

@@ -10,9 +10,10 @@ from ledger import accounts
 from ledger.allocate import GpuUsage, Payout, Reward, allocate
 from ledger.audit import Check, Finding
 from ledger.book import ENTRY, Book
+from ledger.booking import close_source_id
 from ledger.closing import EPOCH, EPOCH_USAGE, PAYOUT, REWARD, file_of
 from ledger.entries import Posting
-from ledger.epoch import file_hash, read_file, verify_file
+from ledger.epoch import facts_of, file_hash, read_file, verify_file
 from ledger.finality import FINALITY
 from ledger.meters import METER, USAGE, standing
 from ledger.money import BPS, mul_div_down
@@ -96,6 +97,8 @@ def files_verify(session: Session) -> Iterator[Finding]:
         if body is None or file_hash(body) != row.file_hash:
             yield Finding("ledger_epoch_file", str(row.n), "the file is missing or is not the one the epoch names")
             continue
+        if not Book(session).find([close_source_id(row.n, row.file_hash)]):
+            yield Finding("ledger_epoch", str(row.n), "no close was booked for the file that it names")
         for fault in verify_file(body).faults:
             yield Finding("ledger_epoch_file", str(row.n), fault)
         yield from _rows_against_file(session, row, body)
@@ -147,9 +150,10 @@ def _rows_against_file(session: Session, row: Any, body: bytes) -> Iterator[Find
     told = (given.start_ms, given.end_ms, given.price_usd_e18, given.price_source, given.stake_bps)
     if (stated, bounds) != (computed, told):
         yield Finding("ledger_epoch", str(row.n), "its row and its file differ")
-    roots = (row.payout_root, row.usage_root, "0x" + row.head.hex())
-    if roots != (result.payout_root, result.usage_root, content["head"]):
-        yield Finding("ledger_epoch", str(row.n), "its roots or head differ from those of its file")
+    facts = facts_of(content)
+    kept = (row.payout_root, row.usage_root, row.head, row.closed_ms, row.settlement)
+    if kept != (result.payout_root, result.usage_root, facts.head, facts.closed_ms, facts.settlement):
+        yield Finding("ledger_epoch", str(row.n), "its roots, head or close differ from those of its file")
     expected = {
         REWARD: set(result.rewards),
         PAYOUT: {payout for payout in result.payouts if payout.wei},
@@ -157,6 +161,6 @@ def _rows_against_file(session: Session, row: Any, body: bytes) -> Iterator[Find
     }
     for table, shape in ((REWARD, Reward), (PAYOUT, Payout), (EPOCH_USAGE, GpuUsage)):
         columns = [table.c[name] for name in shape._fields]
-        kept = {shape(*values) for values in session.execute(select(*columns).where(table.c.epoch == row.n))}
-        for odd in sorted(kept ^ expected[table])[:1]:
+        found = {shape(*values) for values in session.execute(select(*columns).where(table.c.epoch == row.n))}
+        for odd in sorted(found ^ expected[table])[:1]:
             yield Finding(table.name, f"{row.n}/{odd.gpu_id}", "this row and the epoch's file differ")

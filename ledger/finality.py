@@ -55,7 +55,7 @@ class Finality:
         return 2**62 if first is None else first
 
     def _step(self, start_ms: int, end_ms: int, epoch: int, at_ms: int) -> int:
-        self._session.execute(insert(FINALITY).values(through_ms=end_ms, epoch=epoch, at_ms=at_ms))
+        self._session.execute(insert(FINALITY).values(through_ms=end_ms, epoch=epoch))
         self._book.lock({accounts.usage_pending(gpu_id) for gpu_id, _ in self._sums(start_ms, end_ms)})
         sums = self._sums(start_ms, end_ms)
         entries = [

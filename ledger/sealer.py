@@ -1,4 +1,4 @@
-"""The sealed chain: every committed entry gets a link whose hash covers it, its postings, its usage and all before.
+"""The sealed chain: each committed entry gets a link whose hash covers its postings, its usage or hold, and all before.
 
 One sealer at a time; each run links what has been committed since. `Sealer.verify` walks the chain and names the
 first bad row; entries that no run has reached yet are the tail, reported as such.
@@ -15,10 +15,11 @@ from sqlalchemy import func, insert, select
 from sqlmodel import Session
 
 from ledger.book import ACCOUNT, CHUNK, ENTRY, POSTINGS, chunks
+from ledger.entries import EntryKind
 from ledger.meters import METER, USAGE
-from ledger.tables import HeadRow, LinkRow, table_of
+from ledger.tables import HeadRow, HoldRow, LinkRow, table_of
 
-LINK, HEAD = table_of(LinkRow), table_of(HeadRow)
+LINK, HEAD, HOLD = table_of(LinkRow), table_of(HeadRow), table_of(HoldRow)
 
 GENESIS = bytes(32)
 LATE_COMMIT_MS = 600_000
@@ -56,15 +57,15 @@ class Sealer:
         for entry_ids in chunks(self._unlinked(at_ms)):
             values: list[dict[str, Any]] = []
             for entry_id, digest in self._digests(entry_ids).items():
-                position, head = position + 1, link_hash(head, digest)
+                position, head = position + 1, link_hash(head, digest, at_ms)
                 values.append({"position": position, "entry_id": entry_id, "hash": head, "sealed_ms": at_ms})
             self._session.execute(insert(LINK), values)
         return head
 
-    def mark(self, epoch: int, at_ms: int) -> None:
+    def mark(self, epoch: int) -> None:
         """Keep the head at an epoch's close."""
         position, head = self._end()
-        self._session.execute(insert(HEAD).values(epoch=epoch, position=position, hash=head, sealed_ms=at_ms))
+        self._session.execute(insert(HEAD).values(epoch=epoch, position=position, hash=head))
 
     def verify(self, now_ms: int) -> SealReport:
         """Walk the whole chain.
@@ -147,8 +148,8 @@ class Sealer:
         """Digest of each entry that exists, in ascending order of id."""
         rows = self._session.execute(select(ENTRY).where(ENTRY.c.id.in_(entry_ids)).order_by(ENTRY.c.id)).all()
         postings = self._postings(entry_ids)
-        usages = self._usages(entry_ids)
-        return {row.id: entry_digest(list(row), postings[row.id], usages.get(row.id)) for row in rows}
+        causes = self._usages(entry_ids) | self._holds(entry_ids)
+        return {row.id: entry_digest(list(row), postings[row.id], causes.get(row.id)) for row in rows}
 
     def _postings(self, entry_ids: Sequence[int]) -> Mapping[int, list[list[Any]]]:
         found: dict[int, list[list[Any]]] = defaultdict(list)
@@ -183,15 +184,27 @@ class Sealer:
         )
         return {row[0]: list(row) for row in rows}
 
+    def _holds(self, entry_ids: Sequence[int]) -> dict[int, list[Any]]:
+        """What is fixed of the holds that entries of that kind opened."""
+        rows = self._session.execute(
+            select(ENTRY.c.id, HOLD.c.lease_id, HOLD.c.run_id, HOLD.c.customer, HOLD.c.opened_ms)
+            .join(HOLD, HOLD.c.lease_id == ENTRY.c.lease_id)
+            .where(ENTRY.c.id.in_(entry_ids), ENTRY.c.kind == EntryKind.HOLD.value)
+        )
+        return {row[0]: list(row) for row in rows}
 
-def entry_digest(entry: Sequence[Any], postings: Sequence[Sequence[Any]], usage: Sequence[Any] | None) -> bytes:
-    """SHA-256 of an entry's rows as canonical JSON; bytes as hex, so every column of every row counts."""
-    content = [list(entry), [list(posting) for posting in postings], None if usage is None else list(usage)]
+
+def entry_digest(entry: Sequence[Any], postings: Sequence[Sequence[Any]], cause: Sequence[Any] | None) -> bytes:
+    """SHA-256 of an entry's rows as canonical JSON; bytes as hex, so every column of every row counts.
+
+    ``cause`` is the usage of a charge or the hold that the entry opened.
+    """
+    content = [list(entry), [list(posting) for posting in postings], None if cause is None else list(cause)]
     return hashlib.sha256(json.dumps(content, separators=(",", ":"), default=bytes.hex).encode()).digest()
 
 
-def link_hash(previous: bytes, digest: bytes) -> bytes:
-    return hashlib.sha256(previous + digest).digest()
+def link_hash(previous: bytes, digest: bytes, sealed_ms: int) -> bytes:
+    return hashlib.sha256(previous + digest + sealed_ms.to_bytes(8, "big")).digest()
 
 
 def _no_link() -> Any:
@@ -203,7 +216,7 @@ def _check_link(link: Any, position: int, head: bytes, digest: bytes | None, nam
         return Fault("ledger_link", str(position), f"link {position} is missing; the chain goes on at {link.position}")
     if digest is None:
         return Fault("ledger_entry", str(link.entry_id), f"entry {link.entry_id}, sealed at {position}, is gone")
-    if link_hash(head, digest) != link.hash:
+    if link_hash(head, digest, link.sealed_ms) != link.hash:
         return Fault(
             "ledger_entry",
             str(link.entry_id),

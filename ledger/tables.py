@@ -204,7 +204,6 @@ class FinalityRow(SQLModel, table=True):
 
     through_ms: int = _big(primary_key=True)
     epoch: int = _big()
-    at_ms: int = _big()
 
 
 class EpochRow(SQLModel, table=True):
@@ -309,7 +308,6 @@ class HeadRow(SQLModel, table=True):
     epoch: int = _big(primary_key=True)
     position: int = _big()
     hash: bytes
-    sealed_ms: int = _big()
 
 
 APPEND_ONLY: tuple[type[SQLModel], ...] = (

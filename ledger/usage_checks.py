@@ -111,6 +111,30 @@ def gpus_bill_no_more_than_time(session: Session) -> Iterator[Finding]:
             yield Finding("ledger_meter", gpu_id, message)
 
 
+def finality_is_booked(session: Session) -> Iterator[Finding]:
+    """Each step of the watermark moved exactly the standing usage accepted in its stretch, GPU by GPU."""
+    start = 0
+    for row in session.execute(select(FINALITY).order_by(FINALITY.c.through_ms)).all():
+        sums = session.execute(
+            select(METER.c.gpu_id, func.sum(USAGE.c.dc))
+            .join(METER, METER.c.id == USAGE.c.meter_id)
+            .where(USAGE.c.accepted_ms >= start, USAGE.c.accepted_ms < row.through_ms, standing())
+            .group_by(METER.c.gpu_id)
+        )
+        final = _legs(AccountKind.USAGE_FINAL)
+        prefix = f"final/{row.epoch}/{row.through_ms}/"
+        moved = session.execute(
+            select(final.c.owner, final.c.amount)
+            .join(ENTRY, ENTRY.c.id == final.c.entry_id)
+            .where(ENTRY.c.source_id >= prefix, ENTRY.c.source_id < prefix + "~")
+        )
+        if {gpu_id: int(dc) for gpu_id, dc in sums if dc} != {gpu_id: int(dc) for gpu_id, dc in moved}:
+            yield Finding(
+                "ledger_finality", str(row.through_ms), "the usage of its stretch is not what its entries moved"
+            )
+        start = row.through_ms
+
+
 def pending_is_not_final(session: Session) -> Iterator[Finding]:
     """A GPU's pending usage is the standing usage above the finality watermark, no more and no less."""
     through = select(func.coalesce(func.max(FINALITY.c.through_ms), 0)).scalar_subquery()
@@ -129,6 +153,7 @@ def pending_is_not_final(session: Session) -> Iterator[Finding]:
 
 
 CHECKS = [
+    Check("finality is booked", 12, finality_is_booked),
     Check("pending usage is what is not final", 12, pending_is_not_final),
     Check("charges follow their meters", 7, charges_follow_meters),
     Check("charges move their DC", 7, charges_move_their_dc),

@@ -6,12 +6,23 @@ from hypothesis import strategies as st
 
 from fabric.wire.hashing import keccak256
 from ledger.allocate import EpochInput, GpuUsage, allocate
-from ledger.epoch import TRANSITIONS, EpochClock, EpochState, epoch_file, file_hash, next_state, read_file, verify_file
+from ledger.epoch import (
+    TRANSITIONS,
+    CloseFacts,
+    EpochClock,
+    EpochState,
+    epoch_file,
+    file_hash,
+    next_state,
+    read_file,
+    verify_file,
+)
 from ledger.leaves import gpu_id_hex
 from ledger.split import AvailableLine, PoolTerms, UsageLine
 
 CLOCK = EpochClock(genesis_ms=1000, epoch_ms=100)
 GPU, OTHER = gpu_id_hex("GPU-1"), gpu_id_hex("GPU-2")
+FACTS = CloseFacts(closed_ms=1900, head=b"\1" * 32, payers={"0xaa": 100}, settlement="not settled")
 HOLDER, OPERATOR = "0x" + "11" * 20, "0x" + "99" * 20
 
 
@@ -31,7 +42,7 @@ def file() -> tuple[EpochInput, bytes]:
         remintable_wei=5,
         stake_bps=300,
     )
-    return given_input, epoch_file(given_input, allocate(given_input), payers={"0xaa": 100}, head=b"\1" * 32)
+    return given_input, epoch_file(given_input, allocate(given_input), FACTS)
 
 
 @given(st.integers(1000, 10**9))
@@ -68,7 +79,7 @@ def test_a_file_is_the_same_whatever_the_order_of_its_input():
     given_input, body = file()
     swapped = EpochInput(**{name: getattr(given_input, name) for name in given_input.__slots__})
     object.__setattr__(swapped, "lines", list(reversed(given_input.lines)))
-    assert epoch_file(swapped, allocate(swapped), payers={"0xaa": 100}, head=b"\1" * 32) == body
+    assert epoch_file(swapped, allocate(swapped), FACTS) == body
 
 
 @pytest.mark.parametrize(
