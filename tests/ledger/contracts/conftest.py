@@ -10,7 +10,7 @@ from typing import Any
 
 import pyrevm
 import pytest
-from eth_abi import decode, encode
+from eth_abi.abi import decode, encode
 
 from fabric.wire import merkle
 from fabric.wire.hashing import keccak256
@@ -152,7 +152,9 @@ class World:
     def events(self, contract: str) -> list[str]:
         """Names of the events of ``contract`` in the last transaction, in order."""
         known = INTERFACES[contract].events
-        mine = [log for log in self.evm.result.logs if log.address.lower() == self.at[contract].lower()]
+        result = self.evm.result
+        assert result is not None
+        mine = [log for log in result.logs if log.address.lower() == self.at[contract].lower()]
         return [known[bytes.fromhex(log.topics[0].removeprefix("0x"))]["name"] for log in mine]
 
     def report(self, price: int) -> None:

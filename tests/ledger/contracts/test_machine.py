@@ -551,12 +551,12 @@ class ContractMachine(RuleBasedStateMachine):
 
 def test_contracts_and_model_do_the_same_in_any_order(new_world, reverts):
     run_state_machine_as_test(
-        lambda: ContractMachine(new_world, reverts),
+        lambda: ContractMachine(new_world, reverts),  # pyright: ignore[reportArgumentType] - any factory will do
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=80,
             deadline=None,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
             phases=[Phase.generate, Phase.shrink] if SHRINK else [Phase.generate],
         ),
     )
