@@ -1,7 +1,7 @@
 """Where strangers' code runs: starts a child process that can use the GPUs of its lease and reach nothing else.
 
-Owns the isolation: namespaces, file system, system calls, limits, environment. Does not own what the child says (frames), how
-it is billed, or which uid and devices a lease has. `ChildSpec` in, `Child` out.
+Owns the isolation: namespaces, file system, system calls, limits, environment. Does not own what the child says
+(frames), how it is billed, or which uid and devices a lease has. `ChildSpec` in, `Child` out.
 """
 
 from fabric.agent.sandbox.bubblewrap import Bubblewrap

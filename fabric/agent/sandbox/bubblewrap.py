@@ -1,11 +1,10 @@
 """Isolation by bubblewrap: own namespaces, a read-only file system of listed parts, seccomp, limits, no privileges.
 
 As an ordinary user the sandbox is a user namespace. As root it is not: bubblewrap sets up as root, so that it may read
-a Python below /root, and ``setpriv`` then becomes the lease's user for good, before the program starts. Either way the program
-holds no capability, can gain none, and cannot make a user namespace.
+a Python below /root, and ``setpriv`` then becomes the lease's user for good, before the program starts. Either way the
+program holds no capability, can gain none, and cannot make a user namespace.
 """
 
-import contextlib
 import json
 import os
 import platform
@@ -52,23 +51,10 @@ class Bubblewrap:
     def _start(self, spec: ChildSpec) -> Child:
         as_root = os.geteuid() == 0
         with ends(spec.uid if as_root else None) as made, _Setup() as setup:
-            uid = spec.uid if as_root else _UID_INSIDE
-            argv = [
-                self._bwrap,
-                *_namespaces(as_root),
-                *_files(spec),
-                *_environment(spec),
-                *setup.arguments(self._filter, uid),
-            ]
-            become = self._become(spec.uid) if as_root else []
-            argv += ["--", *become, *spec.argv, str(made.theirs.fileno())]
-            process = made.start(argv, env={}, inherit=setup.fds)
+            process = made.start(self._command(spec, made, setup, as_root), env={}, inherit=setup.fds)
             setup.close_childs_ends()
             try:
-                pid = setup.first_pid()
-                pidfd = os.pidfd_open(pid)
-                _limit(pid, spec)
-                setup.open_gate(pidfd)
+                pid, pidfd = _let_in(spec, setup)
             except (SandboxError, OSError) as error:
                 process.kill()
                 process.wait()
@@ -80,7 +66,14 @@ class Bubblewrap:
                 stdout_fd=made.stdout_fd,
                 stderr_fd=made.stderr_fd,
                 process=process,
+                launcher=self._launcher,
             )
+
+    def _command(self, spec: ChildSpec, made: Ends, setup: "_Setup", as_root: bool) -> list[str]:
+        system = [*_namespaces(as_root), *_files(spec), *_environment(spec)]
+        system += setup.arguments(self._filter, spec.uid if as_root else _UID_INSIDE)
+        become = self._become(spec.uid) if as_root else []
+        return [self._bwrap, *system, "--", *become, *spec.argv, str(made.theirs.fileno())]
 
     def _become(self, uid: int) -> list[str]:
         dropped = ["--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
@@ -133,12 +126,14 @@ class _Setup:
             text += piece
         return int(json.loads(text)["child-pid"])
 
-    def open_gate(self, pidfd: int) -> None:
-        """Let the program start, and wait until everything before it has worked."""
-        with contextlib.suppress(BrokenPipeError):
-            self._gate.send(b"1")
-        if not _readable(self._gate.fileno()) or _readable(pidfd, 0):
-            raise SandboxError("bubblewrap could not set up the sandbox")
+    def open_gate(self) -> None:
+        """Let the program start, and wait until everything before it has worked.
+
+        Bubblewrap closes its end after it has read the byte; if it ends with the byte unread, the connection is reset.
+        """
+        self._gate.settimeout(_SETUP_S)
+        self._gate.send(b"1")
+        self._gate.recv(1)
 
     def _memory(self, contents: bytes) -> str:
         fd = os.memfd_create("sandbox", 0)
@@ -146,6 +141,19 @@ class _Setup:
         os.write(fd, contents)
         os.lseek(fd, 0, os.SEEK_SET)
         return str(fd)
+
+
+def _let_in(spec: ChildSpec, setup: _Setup) -> tuple[int, int]:
+    """Limit the sandbox's first process and let it go on to the program: (pid, pidfd)."""
+    pid = setup.first_pid()
+    pidfd = os.pidfd_open(pid)
+    try:
+        _limit(pid, spec)
+        setup.open_gate()
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return pid, pidfd
 
 
 def _namespaces(as_root: bool) -> list[str]:
@@ -214,8 +222,8 @@ def _said(made: Ends) -> str:
         return ""
 
 
-def _readable(fd: int, timeout_s: float = _SETUP_S) -> bool:
-    return bool(select.select([fd], [], [], timeout_s)[0])
+def _readable(fd: int) -> bool:
+    return bool(select.select([fd], [], [], _SETUP_S)[0])
 
 
 def _program(name: str, package: str) -> str:

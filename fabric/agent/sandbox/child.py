@@ -28,6 +28,8 @@ class Child:
     stdout_fd: int
     stderr_fd: int
     process: subprocess.Popen[bytes] = field(repr=False)
+    launcher: object = field(repr=False)
+    """Held, because the end of its thread would end the child."""
 
     def kill(self) -> None:
         """SIGKILL, to the whole sandbox under bubblewrap; does nothing when it is already gone."""
@@ -52,12 +54,14 @@ class Child:
 
 
 class Isolation(Protocol):
-    """A way to start children. Not for use from several event loops; ``launch`` blocks for some ten milliseconds."""
+    """A way to start children, from any thread."""
 
     name: str
 
     def launch(self, spec: ChildSpec) -> Child:
-        """Start a child that ends when this process does.
+        """Start a child that ends when this process does. Blocks for some ten milliseconds.
+
+        Until its first word the child may outlive this process; so a program ends when its socket does.
 
         Raises:
             SandboxError: it did not start.

@@ -40,4 +40,5 @@ class Plain:
                 stdout_fd=made.stdout_fd,
                 stderr_fd=made.stderr_fd,
                 process=process,
+                launcher=self._launcher,
             )

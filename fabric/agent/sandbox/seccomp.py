@@ -2,9 +2,9 @@
 
 Everything is allowed but: what changes mounts, namespaces, clocks, modules or the kernel; what looks into other
 processes; the large attack surfaces that GPU work does not need (io_uring, bpf, perf, userfaultfd, key rings); new
-namespaces by ``clone``; pushing characters into a terminal; sockets other than unix, inet and netlink's routing. Calls that
-are newer than this list, of the x32 ABI, or of another architecture answer "no such call", which libraries
-expect. Writes bytes; loads nothing.
+namespaces by ``clone``; pushing characters into a terminal; sockets other than unix, inet and netlink's routing. Calls
+that are newer than this list, of the x32 ABI, or of another architecture answer "no such call", which libraries expect.
+Writes bytes; loads nothing.
 """
 
 import errno

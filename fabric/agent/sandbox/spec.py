@@ -16,7 +16,7 @@ class Limits:
     """Bounds on one child and everything it starts.
 
     Attributes:
-        memory_bytes: private writable memory of each process. Not virtual address space, of which CUDA reserves terabytes.
+        memory_bytes: private writable memory of each process; address space is not bounded, CUDA reserves terabytes.
         processes: processes and threads together.
         open_files: file descriptors of each process.
         tmp_bytes: size of its private /tmp (memory-backed).

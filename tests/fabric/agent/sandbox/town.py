@@ -60,7 +60,8 @@ def actor():
         "socket_path": str(folder / "socket"),
         "shm_key": shm_key,
     }
-    print(json.dumps(found), flush=True)
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
     sys.stdin.read()
     libc.shmctl(segment, 0, None)
 
@@ -96,7 +97,7 @@ def burgle(isolation):
         neighbour = child(isolation, ("-c", NEIGHBOUR), *files, uid=200_001, read_only=Path(read_only))
         neighbour.socket.send(" ".join(files).encode())
         assert neighbour.socket.recv(99) == b"written"
-        town |= {"token": token, "read_only_bind": read_only, "home": os.path.expanduser("~")}
+        town |= {"token": token, "read_only_bind": read_only, "home": os.environ.get("HOME", "/root")}
         town |= {"neighbours_tmp_file": files[0], "neighbours_shm_file": files[1]}
         town |= {name: getattr(LIMITS, name) for name in LIMITS.__slots__}
         burglar = child(isolation, (str(HERE / "burglar.py"),), uid=200_002, read_only=Path(read_only))
@@ -116,4 +117,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "actor":
         actor()
     else:
-        print(json.dumps(burgle({"none": Plain, "bubblewrap": Bubblewrap}[sys.argv[1]]())))
+        sys.stdout.write(json.dumps(burgle({"none": Plain, "bubblewrap": Bubblewrap}[sys.argv[1]]())))
