@@ -37,21 +37,29 @@ class Meters:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def open(self, usages: Sequence[Usage]) -> dict[MeterKey, tuple[int, MeterState]]:
-        """Row id and state of each usage's meter; meters seen for the first time are created.
+    def states(self, usages: Sequence[Usage]) -> dict[MeterKey, MeterState]:
+        """What was booked of each usage's meter; a meter seen for the first time is at its beginning.
 
         Raises:
             SourceConflict: a meter's customer, operator, model, share or price differ from when it was opened.
         """
+        wanted = {usage.meter: usage for usage in usages}
+        for usage in usages:
+            _expect_fixed(_meter_values(wanted[usage.meter]), usage)
+        keys = {row["id"]: key for key, row in self._find(wanted).items()}
+        found = self._states(list(keys))
+        known = {key: found[meter_id] for meter_id, key in keys.items() if meter_id in found}
+        return {key: known.get(key, MeterState()) for key in wanted}
+
+    def open(self, usages: Sequence[Usage]) -> dict[MeterKey, int]:
+        """Row ids of the usages' meters; those seen for the first time are created."""
         wanted = {usage.meter: usage for usage in usages}
         found = self._find(wanted)
         missing = [usage for key, usage in wanted.items() if key not in found]
         if missing:
             insert_or_skip(self._session, METER, [_meter_values(usage) for usage in missing])
             found |= self._find({usage.meter: usage for usage in missing})
-        ids = {row["id"]: key for key, row in found.items()}
-        states = self._states(list(ids))
-        return {key: (meter_id, states.get(meter_id, MeterState())) for meter_id, key in ids.items()}
+        return {key: row["id"] for key, row in found.items()}
 
     def find(self, lease_id: str, generation: int, gpu_id: str) -> RowMapping | None:
         """The row of one meter."""
@@ -135,7 +143,7 @@ def _meter_columns() -> list[Any]:
     return [column for column in METER.c if column.name != "id"]
 
 
-def _expect_fixed(row: RowMapping, usage: Usage) -> None:
+def _expect_fixed(row: Mapping[Any, Any], usage: Usage) -> None:
     for name in _FIXED:
         if row[name] != getattr(usage, name):
             raise SourceConflict(

@@ -13,9 +13,9 @@ from sqlmodel import Session
 
 from fabric.wire.clock import Clock
 from ledger import accounts, booking
-from ledger.accounts import Account, AccountKind, Asset
+from ledger.accounts import AccountKind, Asset
 from ledger.allocate import EpochAllocation
-from ledger.book import ACCOUNT, ENTRY, POSTINGS, Book, Tails
+from ledger.book import ACCOUNT, ENTRY, POSTINGS, Book, Tails, chunks
 from ledger.booking import Charge, MeterState, Undo
 from ledger.closing import Closing, EpochTerms
 from ledger.entries import Entry, EntryKind
@@ -105,10 +105,10 @@ class Ledger:
             raise SourceConflict(f"lease {lease_id} has a hold of run {known.run_id} and customer {known.customer}")
         if known is not None and source_id not in self._book.find([source_id]):
             raise SourceConflict(f"lease {lease_id} has a hold already; top it up instead")
+        self._add_to_hold(EntryKind.HOLD, lease_id, run_id, customer, dc, source_id, budget_dc)
         if known is None:
             self._session.add(HoldRow(lease_id=lease_id, run_id=run_id, customer=customer, opened_ms=self._now()))
             self._session.flush()
-        self._add_to_hold(EntryKind.HOLD, lease_id, run_id, customer, dc, source_id, budget_dc)
 
     def top_up(self, lease_id: str, dc: int, source_id: str, *, budget_dc: int | None = None) -> None:
         """Add DC to a lease's hold; decide how much with `ledger.pricing.top_up`. Errors as `hold`, and `NoHold`."""
@@ -132,9 +132,12 @@ class Ledger:
             SourceConflict: a receipt's number is booked with other content.
             UsageTooLate: this control plane's clock is behind what is already final.
         """
+        wanted = {accounts.held(usage.customer, usage.lease_id) for usage in usages}
+        tails = self._book.lock(wanted | {accounts.usage_pending(usage.gpu_id) for usage in usages})
         booked = self._booked_charges(usages)
         fresh = {usage.source_id: usage for usage in usages if usage.source_id not in booked}
-        booked |= self._charge_fresh(list(fresh.values()))
+        if fresh:
+            booked |= self._charge_fresh(list(fresh.values()), tails)
         for usage in usages:
             _expect_same_usage(booked[usage.source_id], usage)
         return [booked[usage.source_id] for usage in usages]
@@ -285,38 +288,32 @@ class Ledger:
         rows = self._meters.booked(list(entry_ids.values()))
         return {source_id: charge_from(rows[entry_id], source_id) for source_id, entry_id in entry_ids.items()}
 
-    def _charge_fresh(self, usages: list[Usage]) -> dict[str, Charge]:
-        if not usages:
-            return {}
-        meters = self._meters.open(usages)
-        tails = self._lock_for(usages)
+    def _charge_fresh(self, usages: list[Usage], tails: Tails) -> dict[str, Charge]:
+        self._expect_open_holds(usages)
         now_ms = self._now()
         if now_ms < self._finality.through_ms():
             raise UsageTooLate(f"{usages[0].source_id}: usage accepted at {now_ms} is final already; check the clock")
-        states = {key: state for key, (_, state) in meters.items()}
-        charges = _charge_each(usages, states, tails, now_ms)
+        charges = _charge_each(usages, self._meters.states(usages), tails, now_ms)
         ids = self._book.append([charged.entry for charged in charges], tails)
+        meters = self._meters.open(usages)
         written = [
-            (charged, entry_id, meters[charged.usage.meter][0]) for charged, entry_id in zip(charges, ids, strict=True)
+            (charged, entry_id, meters[charged.usage.meter]) for charged, entry_id in zip(charges, ids, strict=True)
         ]
         self._meters.write(written, accepted_ms=now_ms)
         return {charged.entry.source_id: charged for charged in charges}
 
-    def _lock_for(self, usages: Sequence[Usage]) -> Tails:
-        """Locks of holds and usage accounts; then every lease must have an open hold."""
-        wanted: set[Account] = set()
+    def _expect_open_holds(self, usages: Sequence[Usage]) -> None:
+        held: dict[str, str] = {}
+        for chunk in chunks(sorted({usage.lease_id for usage in usages})):
+            rows = self._session.execute(
+                select(HOLD.c.lease_id, HOLD.c.customer).where(HOLD.c.lease_id.in_(chunk), HOLD.c.closed_ms.is_(None))
+            )
+            held |= {row.lease_id: row.customer for row in rows}
         for usage in usages:
-            wanted |= {accounts.held(usage.customer, usage.lease_id), accounts.usage_pending(usage.gpu_id)}
-        tails = self._book.lock(wanted)
-        leases = {usage.lease_id: usage.customer for usage in usages}
-        rows = self._session.execute(
-            select(HOLD.c.lease_id, HOLD.c.customer).where(HOLD.c.lease_id.in_(leases), HOLD.c.closed_ms.is_(None))
-        )
-        held = {row.lease_id: row.customer for row in rows}
-        for lease_id, customer in leases.items():
-            if held.get(lease_id) != customer:
-                raise NoHold(f"lease {lease_id} has no open hold of customer {customer}; nothing can be charged")
-        return tails
+            if held.get(usage.lease_id) != usage.customer:
+                raise NoHold(
+                    f"lease {usage.lease_id} has no open hold of customer {usage.customer}; it cannot be charged"
+                )
 
     def _plan_undo(self, meter_id: int, back_to_ms: int, held_dc: int, source_id: str) -> Undo:
         standing = self._meters.standing_newest_first(meter_id)
