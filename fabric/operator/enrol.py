@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from fabric.wire.delegation import Delegation, Revocation
+from fabric.wire.delegation import Revocation, SignedDelegation
 from fabric.wire.errors import InvalidRequest, ServiceError, from_problem
 
 _TIMEOUT_S = 20.0
@@ -39,13 +39,13 @@ class ControlPlane:
         """The fabric's id: its chain id, or a random one."""
         return str(self._call("GET", "/healthz")["fabric_id"])
 
-    def redeem(self, token: str, delegation: Delegation, signature: bytes) -> dict[str, Any]:
+    def redeem(self, token: str, signed: SignedDelegation) -> dict[str, Any]:
         """Spend the join token: from now on the delegation's key speaks for the operator."""
-        return self._call("POST", "/v1/operators/enrol", {"token": token.strip(), **_signed(delegation, signature)})
+        return self._call("POST", "/v1/operators/enrol", {"token": token.strip(), **signed.to_json()})
 
-    def renew(self, delegation: Delegation, signature: bytes) -> dict[str, Any]:
+    def renew(self, signed: SignedDelegation) -> dict[str, Any]:
         """A later expiry for the key, or a further key; the wallet's signature is the only credential."""
-        return self._call("POST", "/v1/operators/delegations", _signed(delegation, signature))
+        return self._call("POST", "/v1/operators/delegations", signed.to_json())
 
     def revoke(self, revocation: Revocation, signature: bytes) -> dict[str, Any]:
         """Never accept this key again."""
@@ -72,7 +72,3 @@ class ControlPlane:
         if answer.is_error:
             raise from_problem(members, answer.status_code)
         return members
-
-
-def _signed(delegation: Delegation, signature: bytes) -> dict[str, Any]:
-    return {"delegation": delegation.to_json(), "signature": signature.hex()}

@@ -20,7 +20,7 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from fabric.operator.cluster_file import ClusterFile, read_cluster_file
-from fabric.wire.delegation import Delegation
+from fabric.wire.delegation import Delegation, SignedDelegation
 
 _TOKEN_BYTES = 32
 
@@ -67,14 +67,13 @@ class OperatorFolder:
 
     def delegation(self) -> Delegation:
         """What the wallet signed last."""
-        return Delegation.from_json(json.loads(self.delegation_file.read_text(encoding="utf-8"))["delegation"])
+        return SignedDelegation.from_json(json.loads(self.delegation_file.read_text(encoding="utf-8"))).delegation
 
-    def write_delegation(self, delegation: Delegation, signature: bytes) -> None:
+    def write_delegation(self, signed: SignedDelegation) -> None:
         """Keep the newest delegation beside the key; an older one is replaced."""
-        members = {"delegation": delegation.to_json(), "signature": signature.hex()}
         fresh = self.delegation_file.with_suffix(".new")
         fresh.unlink(missing_ok=True)
-        write_private(fresh, json.dumps(members, indent=2))
+        write_private(fresh, json.dumps(signed.to_json(), indent=2))
         fresh.replace(self.delegation_file)
 
     def lay_out(self) -> None:

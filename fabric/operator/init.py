@@ -19,7 +19,7 @@ from fabric.operator.folder import OperatorFolder
 from fabric.operator.template import fill_in, template_text
 from fabric.operator.wallet import Wallet
 from fabric.wire.clock import Clock
-from fabric.wire.delegation import Delegation
+from fabric.wire.delegation import Delegation, SignedDelegation
 from fabric.wire.errors import InvalidRequest
 
 DAY_MS = 86_400_000
@@ -54,11 +54,10 @@ def enrol(folder: OperatorFolder, token: str, wallet: Wallet, url: str, clock: C
     """
     control_plane = ControlPlane(url)
     operator = operator_of(token)
-    delegation = new_delegation(control_plane, folder, operator, clock, days=days)
-    signature = wallet.sign(delegation.typed_data())
-    control_plane.redeem(token, delegation, signature)
-    folder.write_delegation(delegation, signature)
-    return delegation
+    signed = _sign(control_plane, folder, operator, wallet, clock, days)
+    control_plane.redeem(token, signed)
+    folder.write_delegation(signed)
+    return signed.delegation
 
 
 def renew(folder: OperatorFolder, wallet: Wallet, clock: Clock, *, days: int) -> Delegation:
@@ -69,20 +68,20 @@ def renew(folder: OperatorFolder, wallet: Wallet, clock: Clock, *, days: int) ->
     """
     cluster = folder.cluster()
     control_plane = ControlPlane(cluster.url)
-    delegation = new_delegation(control_plane, folder, cluster.operator, clock, days=days)
-    signature = wallet.sign(delegation.typed_data())
-    control_plane.renew(delegation, signature)
-    folder.write_delegation(delegation, signature)
-    return delegation
+    signed = _sign(control_plane, folder, cluster.operator, wallet, clock, days)
+    control_plane.renew(signed)
+    folder.write_delegation(signed)
+    return signed.delegation
 
 
-def new_delegation(
-    control_plane: ControlPlane, folder: OperatorFolder, operator: str, clock: Clock, *, days: int
-) -> Delegation:
-    """The statement to sign: this fabric, this operator, the folder's key, from now for so many days."""
-    now_ms = clock.now_ms()
-    key = bytes(folder.session_key().verify_key)
-    return Delegation(control_plane.fabric_id(), operator, key, now_ms, now_ms + days * DAY_MS)
+def _sign(
+    control_plane: ControlPlane, folder: OperatorFolder, operator: str, wallet: Wallet, clock: Clock, days: int
+) -> SignedDelegation:
+    now_ms, key = clock.now_ms(), folder.session_key()
+    fabric_id = control_plane.fabric_id()
+    delegation = Delegation(fabric_id, operator, bytes(key.verify_key), now_ms, now_ms + days * DAY_MS)
+    proof = key.sign(delegation.proof_payload()).signature
+    return SignedDelegation(delegation, wallet.sign(delegation.typed_data()), proof)
 
 
 def write_cluster_file(folder: OperatorFolder, site: Site, operator: str) -> None:

@@ -1,8 +1,8 @@
 """Delegations: how an operator's wallet lets a session key act for it, as EIP-712 typed data.
 
 The wallet signs on the operator's own machine (a keystore, or any wallet that knows `eth_signTypedData_v4`); the
-session key goes to the head of the cluster, the wallet never does. A delegation is bound to one fabric (its chain id, or its
-random id), one operator, one key and one expiry, so that it opens nothing else. Signing and recovering need an
+session key goes to the head of the cluster, the wallet never does. A delegation is bound to one fabric (its chain id,
+or its random id), one operator, one key and one expiry, so that it opens nothing else. Signing and recovering need an
 Ethereum library and happen at the edges; this module only says what is signed.
 """
 
@@ -64,6 +64,13 @@ class Delegation:
             "expires_ms": self.expires_ms,
         }
 
+    def proof_payload(self) -> bytes:
+        """What the session key signs, to prove that whoever brings the delegation holds its key."""
+        times = (str(self.issued_ms).encode(), str(self.expires_ms).encode())
+        return b"\0".join(
+            (b"fabric-delegation-v1", self.fabric.encode(), self.operator.encode(), *times, self.session_key)
+        )
+
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> "Delegation":
         """The delegation in `members`.
@@ -79,11 +86,37 @@ class Delegation:
         for name in ("issued_ms", "expires_ms"):
             if not isinstance(members[name], int) or isinstance(members[name], bool):
                 raise DelegationError(f"{name} must be an integer of milliseconds")
-        try:
-            key = bytes.fromhex(members["session_key"])
-        except ValueError:
-            raise DelegationError("session_key must be 64 hex digits") from None
+        key = unhex(members["session_key"], "session_key")
         return cls(members["fabric"], members["operator"], key, members["issued_ms"], members["expires_ms"])
+
+
+@dataclass(frozen=True, slots=True)
+class SignedDelegation:
+    """A delegation with the wallet's signature (65 bytes) and the session key's own (64), which proves it is held."""
+
+    delegation: Delegation
+    signature: bytes
+    proof: bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """The members as JSON carries them; signatures in hex."""
+        return {
+            "delegation": self.delegation.to_json(),
+            "signature": self.signature.hex(),
+            "proof": self.proof.hex(),
+        }
+
+    @classmethod
+    def from_json(cls, members: Mapping[str, Any]) -> "SignedDelegation":
+        """The signed delegation in `members`.
+
+        Raises:
+            DelegationError: a member is missing or of the wrong kind.
+        """
+        if not isinstance(members.get("delegation"), Mapping):
+            raise DelegationError("delegation must be an object")
+        delegation = Delegation.from_json(members["delegation"])
+        return cls(delegation, unhex(members.get("signature"), "signature"), unhex(members.get("proof"), "proof"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +136,18 @@ class Revocation:
         ]
         key = "0x" + self.session_key.hex()
         return _typed("Revocation", fields, {"fabric": self.fabric, "operator": self.operator, "sessionKey": key})
+
+
+def unhex(text: Any, name: str) -> bytes:
+    """The bytes of hex digits, with or without 0x.
+
+    Raises:
+        DelegationError: `name` is not hex digits.
+    """
+    try:
+        return bytes.fromhex(text.removeprefix("0x"))
+    except (ValueError, AttributeError):
+        raise DelegationError(f"{name} must be hex digits") from None
 
 
 def _typed(name: str, fields: list[dict[str, str]], message: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.wire.delegation import Delegation, DelegationError, Revocation
+from fabric.wire.delegation import Delegation, DelegationError, Revocation, SignedDelegation
 
 KEYS = st.binary(min_size=32, max_size=32)
 TEXTS = st.text(min_size=1, max_size=20)
@@ -34,6 +34,7 @@ def test_a_revocation_is_not_a_delegation():
         ("session_key", "11" * 31, "31 bytes"),
         ("session_key", "zz", "hex"),
         ("session_key", 5, "string"),
+        ("session_key", "0x1", "hex"),
         ("issued_ms", 2, "before"),
         ("issued_ms", -1, "before"),
         ("expires_ms", True, "integer"),
@@ -44,3 +45,11 @@ def test_a_revocation_is_not_a_delegation():
 def test_a_malformed_delegation_is_refused_with_what_is_wrong(member, value, says):
     with pytest.raises(DelegationError, match=says):
         Delegation.from_json({**MEMBERS, member: value})
+
+
+def test_a_signed_delegation_survives_json_and_a_malformed_one_is_refused():
+    signed = SignedDelegation(Delegation.from_json(MEMBERS), bytes(65), bytes(64))
+    assert SignedDelegation.from_json(signed.to_json()) == signed
+    for member in ("delegation", "signature", "proof"):
+        with pytest.raises(DelegationError, match=member):
+            SignedDelegation.from_json({**signed.to_json(), member: None})
