@@ -1,0 +1,92 @@
+"""The SDK's table of contents: what people import, resolved on first use so that `import fabric` costs next to nothing.
+
+It decides which names are public and where each lives; it does nothing itself.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fabric.client.functions import Function, function
+    from fabric.client.job import progress
+    from fabric.client.runs import Cost, Run
+    from fabric.client.verbs import attach, init, map, offers, run, submit  # noqa: A004 - the verb's name is the product's
+    from fabric.wire.errors import (
+        AuthError,
+        BudgetExhausted,
+        Error,
+        InsufficientFunds,
+        InvalidRequest,
+        NoCapacity,
+        OperatorLost,
+        OutOfMemory,
+        PermissionDenied,
+        Preempted,
+        PriceExceeded,
+        RemoteError,
+        RunFailed,
+        ServiceError,
+        Timeout,
+    )
+    from fabric.wire.record import Record
+    from fabric.wire.retry import Retry
+
+__all__ = [
+    "AuthError",
+    "BudgetExhausted",
+    "Cost",
+    "Error",
+    "Function",
+    "InsufficientFunds",
+    "InvalidRequest",
+    "NoCapacity",
+    "OperatorLost",
+    "OutOfMemory",
+    "PermissionDenied",
+    "Preempted",
+    "PriceExceeded",
+    "Record",
+    "RemoteError",
+    "Retry",
+    "Run",
+    "RunFailed",
+    "ServiceError",
+    "Timeout",
+    "attach",
+    "function",
+    "init",
+    "map",
+    "offers",
+    "progress",
+    "run",
+    "submit",
+]
+
+_HOMES = {
+    "Cost": "fabric.client.runs",
+    "Function": "fabric.client.functions",
+    "Record": "fabric.wire.record",
+    "Retry": "fabric.wire.retry",
+    "Run": "fabric.client.runs",
+    "attach": "fabric.client.verbs",
+    "function": "fabric.client.functions",
+    "init": "fabric.client.verbs",
+    "map": "fabric.client.verbs",
+    "offers": "fabric.client.verbs",
+    "progress": "fabric.client.job",
+    "run": "fabric.client.verbs",
+    "submit": "fabric.client.verbs",
+}
+"""Every public name that is no error; those all live in `fabric.wire.errors`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'fabric' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "fabric.wire.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

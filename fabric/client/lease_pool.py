@@ -1,0 +1,111 @@
+"""The leases this process holds: given to one run at a time, kept a moment after it, then released.
+
+A lease that lingers serves the next run that asks for the same resources and whose `max_price` covers its price. Lives
+in the SDK's loop; asks the control plane for releases, never for leases.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fabric.client.channel import Channel
+from fabric.client.pace import Pace
+from fabric.wire import channel as wire
+from fabric.wire.reasons import Reason
+
+
+@dataclass(slots=True)
+class HeldLease:
+    """A lease whose channel is open. `facts` is the Lease as the control plane described it; `run` used it last."""
+
+    id: str
+    generation: int
+    key: tuple[Any, ...]
+    facts: dict[str, Any]
+    channel: Channel
+    run: str
+    pace: Pace = field(default_factory=Pace)
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def price_dc_per_gpu_hour(self) -> int:
+        return int(self.facts["price_dc_per_gpu_hour"])
+
+
+class LeasePool:
+    """Lingering leases, newest first.
+
+    Args:
+        release: tells the control plane; called with the lease and a reason.
+        start: runs a coroutine beside everything else.
+        on_line: gets output that arrives after its run was over.
+    """
+
+    def __init__(
+        self,
+        release: Callable[[HeldLease, Reason], Coroutine[Any, Any, None]],
+        start: Callable[[Coroutine[Any, Any, None]], object],
+        on_line: Callable[[int, str], None],
+    ) -> None:
+        self._release = release
+        self._start = start
+        self._on_line = on_line
+        self._idle: list[HeldLease] = []
+
+    def take(self, key: tuple[Any, ...], max_price_dc: int | None) -> HeldLease | None:
+        """A lingering lease for these resources at no more than this price, for the caller alone."""
+        for at in range(len(self._idle) - 1, -1, -1):
+            held = self._idle[at]
+            affordable = max_price_dc is None or held.price_dc_per_gpu_hour <= max_price_dc
+            if held.key == key and affordable and held.channel.is_open:
+                del self._idle[at]
+                if held.timer is not None:
+                    held.timer.cancel()
+                return held
+        return None
+
+    def give(self, held: HeldLease, linger_s: float) -> None:
+        """Take a lease back; it is released after `linger_s` seconds unless somebody takes it."""
+        if linger_s <= 0 or not held.channel.is_open:
+            self.drop(held, Reason.DONE)
+            return
+        held.channel.listener = self
+        held.timer = asyncio.get_running_loop().call_later(linger_s, self._expire, held)
+        self._idle.append(held)
+
+    def drop(self, held: HeldLease, reason: Reason) -> None:
+        """Close the channel and release the lease."""
+        held.channel.close()
+        self._start(self._release(held, reason))
+
+    def drop_all(self) -> None:
+        """Release whatever lingers."""
+        for held in self._idle:
+            if held.timer is not None:
+                held.timer.cancel()
+            self.drop(held, Reason.DONE)
+        self._idle.clear()
+
+    def on_frame(self, channel: Channel, header: list[Any], body: memoryview) -> None:  # noqa: ARG002
+        """Between runs only late output is of interest."""
+        if header[0] == wire.LOG:
+            for stream, _, text in header[3]:
+                self._on_line(stream, text)
+
+    def on_resumed(self, channel: Channel) -> None:
+        """Nothing is owed between runs."""
+
+    def on_gone(self, channel: Channel, reason: Reason, message: str) -> None:  # noqa: ARG002
+        """A lingering lease ended by itself."""
+        for held in self._of(channel):
+            self._idle.remove(held)
+            if held.timer is not None:
+                held.timer.cancel()
+
+    def _expire(self, held: HeldLease) -> None:
+        self._idle.remove(held)
+        self.drop(held, Reason.DONE)
+
+    def _of(self, channel: Channel) -> Iterable[HeldLease]:
+        return [held for held in self._idle if held.channel is channel]

@@ -1,0 +1,185 @@
+"""Which modules are the user's own and must travel, found from what packed code refers to. Imports none of them.
+
+A module is the user's own when it is found on `sys.path` as a Python file outside the standard library, outside every
+site-packages folder and outside this distribution. A module that was loaded but that no path leads to (a notebook, a
+test collected by its file name) does not travel as source: its functions and classes travel by value instead.
+"""
+
+import ast
+import dis
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import cache, lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
+from importlib.util import decode_source
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from fabric.client.arrival import Source
+from fabric.wire.errors import InvalidRequest
+
+OUR_PACKAGES = frozenset({"fabric", "ledger", "api", "workloads"})
+
+
+def own_modules(names: Iterable[str]) -> dict[str, Source]:
+    """The user's own modules among `names` and everything of the user's that they import, with parents, by name.
+
+    Raises:
+        InvalidRequest: one of them is an extension module, or its text cannot be read.
+    """
+    found: dict[str, Source] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in found or name == "__main__":
+            continue
+        source = _own_source(name)
+        if source is not None:
+            found[name] = source
+            waiting += _with_parents(name)
+            waiting += _imports(name, source[1], source[2])
+    return found
+
+
+def is_findable(module_name: str) -> bool:
+    """Whether an `import` by that name leads somewhere here (installed, built in, or the user's own)."""
+    root = module_name.partition(".")[0]
+    if root in sys.builtin_module_names or root in sys.stdlib_module_names:
+        return True
+    return _resolve(module_name) is not None
+
+
+def imports_of_code(code: CodeType) -> frozenset[str]:
+    """Modules that a function imports inside its body, nested functions included; `from a import b` may mean `a.b`."""
+    return frozenset(_imports_of_code(code))
+
+
+@lru_cache(maxsize=4096)
+def _imports_of_code(code: CodeType) -> tuple[str, ...]:
+    names: list[str] = []
+    module = ""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            module = instruction.argval
+            names.append(module)
+        elif instruction.opname == "IMPORT_FROM" and module:
+            names.append(f"{module}.{instruction.argval}")
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names += _imports_of_code(constant)
+    return tuple(names)
+
+
+def _own_source(name: str) -> Source | None:
+    found = _resolve(name)
+    if found is None:
+        return None
+    spec, places = found
+    package = spec.submodule_search_locations is not None
+    if spec.origin is None or not spec.has_location:
+        own = package and all(_is_own(Path(place)) and not _is_ours(Path(place)) for place in places)
+        return (f"<{name}>", "", True) if own else None
+    path = Path(spec.origin)
+    if not _is_own(path) or _is_ours(path):
+        return None
+    if path.name.endswith(tuple(EXTENSION_SUFFIXES)):
+        raise InvalidRequest(f"the function needs {name}, an extension module ({path}); only Python source can travel")
+    return str(path), _text(name, path, path.stat().st_mtime_ns), package
+
+
+@lru_cache(maxsize=4096)
+def _text(name: str, path: Path, _changed_ns: int) -> str:
+    try:
+        return decode_source(path.read_bytes())
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the function needs {name}, but {path} cannot be read: {error}") from None
+
+
+def _resolve(name: str) -> tuple[ModuleSpec, tuple[str, ...]] | None:
+    """The spec an import would find on `sys.path`, parents not imported, and where its submodules lie."""
+    path: tuple[str, ...] | None = None
+    spec: ModuleSpec | None = None
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        full = ".".join(parts[:depth])
+        spec = _find(full, path, tuple(sys.path))
+        if spec is None:
+            return None
+        path = _places(full, spec, path)
+    return None if spec is None else (spec, path or ())
+
+
+def _places(full: str, spec: ModuleSpec, path: Iterable[str] | None) -> tuple[str, ...]:
+    """Where a package's modules lie; a namespace package's own list cannot be read before its parent is imported."""
+    if spec.origin is not None or spec.submodule_search_locations is None:
+        return tuple(spec.submodule_search_locations or ())
+    tail = full.rpartition(".")[2]
+    return tuple(str(place) for base in (sys.path if path is None else path) if (place := Path(base) / tail).is_dir())
+
+
+@lru_cache(maxsize=4096)
+def _find(full: str, path: tuple[str, ...] | None, _sys_path: tuple[str, ...]) -> ModuleSpec | None:
+    loaded = sys.modules.get(full)
+    if path is None and isinstance(loaded, ModuleType) and loaded.__spec__ is not None and loaded.__spec__.has_location:
+        return loaded.__spec__ if PathFinder.find_spec(full) is not None else None
+    return PathFinder.find_spec(full, list(path) if path is not None else None)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is part of this distribution, which is installed on every node, also when it runs from a checkout."""
+    return any(path.is_relative_to(_our_root() / package) for package in OUR_PACKAGES)
+
+
+@cache
+def _our_root() -> Path:
+    return Path(__file__).parents[2]
+
+
+def _is_own(path: Path) -> bool:
+    return "site-packages" not in path.parts and "dist-packages" not in path.parts and not _below_installed(path)
+
+
+def _below_installed(path: Path) -> bool:
+    return any(path.is_relative_to(prefix) for prefix in _installed_prefixes())
+
+
+@cache
+def _installed_prefixes() -> tuple[Path, ...]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    prefixes = {sysconfig.get_path(name) for name in names} | {site.getusersitepackages()}
+    return tuple(Path(prefix) for prefix in prefixes if prefix)
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    parent = name.rpartition(".")[0]
+    while parent:
+        yield parent
+        parent = parent.rpartition(".")[0]
+
+
+@lru_cache(maxsize=4096)
+def _imports(name: str, text: str, package: bool) -> tuple[str, ...]:
+    """Names that a module's text imports anywhere; a name after `from` may be a module too."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        raise InvalidRequest(f"the function needs {name}, which is no Python: {error}") from None
+    home = name if package else name.rpartition(".")[0]
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node.module or "", node.level, home)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names if base)]
+    return tuple(n for n in names if n)
+
+
+def _absolute(module: str, level: int, home: str) -> str:
+    if not level:
+        return module
+    parts = home.split(".")
+    kept = parts[: len(parts) - (level - 1)]
+    return ".".join([*kept, module]) if module else ".".join(kept)

@@ -1,0 +1,72 @@
+"""What every run of a session shares: the control plane, the lingering leases, the registrar of warm runs.
+
+It asks for routes and releases; it decides nothing about runs.
+"""
+
+import asyncio
+import platform
+from collections.abc import Coroutine
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+from fabric.client.channel import Gone, Route
+from fabric.client.http import ControlPlane
+from fabric.client.lease_pool import HeldLease, LeasePool
+from fabric.client.loop import LoopThread
+from fabric.client.registrar import Registrar
+from fabric.client.terminal import print_line
+from fabric.wire.errors import Error
+from fabric.wire.machines import LeaseState
+from fabric.wire.reasons import Reason
+
+_CONNECTABLE = frozenset({LeaseState.GRANTED, LeaseState.OPEN})
+
+
+class Office:
+    """One session's. Everything but the constructor runs in `loop`."""
+
+    def __init__(self, plane: ControlPlane, session: str, loop: LoopThread) -> None:
+        self.plane = plane
+        self.session = session
+        self.loop = loop
+        self.pool = LeasePool(self._release, loop.start, print_line)
+        self.registrar = Registrar(lambda runs: plane.register_runs(session, runs))
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run beside everything else."""
+        return self.loop.start(coroutine)
+
+    def request(self, run: str, kind: str, members: dict[str, Any]) -> dict[str, Any]:
+        """A RunRequest of this session and this Python."""
+        return {"id": run, "kind": kind, "session": self.session, **_here(), **members}
+
+    async def find_route(self, held: HeldLease) -> Route | Gone | None:
+        """A fresh route to a lease, why it is over, or None while it has none."""
+        await self.registrar.flush()
+        answer = await self.plane.route(held.run)
+        for route in answer["routes"]:
+            if route["lease"] == held.id and route["generation"] == held.generation:
+                return route_of(route)
+        run = await self.plane.run(held.run)
+        lease = next((lease for lease in run["leases"] if lease["id"] == held.id), None)
+        if lease is None or lease["generation"] != held.generation:
+            return Gone(Reason.OPERATOR_LOST, "the lease was given to nobody under this generation any more")
+        if LeaseState(lease["state"]) in _CONNECTABLE:
+            return None
+        return Gone(Reason(lease["reason"] or run["reason"] or Reason.OPERATOR_LOST), run["message"])
+
+    async def _release(self, held: HeldLease, reason: Reason) -> None:
+        try:
+            await self.plane.release(held.id, held.generation, reason)
+        except Error:
+            return  # the session's end, or its silence, releases it too
+
+
+def route_of(route: dict[str, Any]) -> Route:
+    return Route(route["lease"], route["generation"], route["gateway"], route["token"])
+
+
+@cache
+def _here() -> dict[str, str]:
+    return {"python": ".".join(platform.python_version_tuple()[:2]), "cloudpickle": version("cloudpickle")}

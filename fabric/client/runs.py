@@ -1,0 +1,202 @@
+"""A handle on a run of the control plane: state, attempts, logs, cost, reasons, receipts and, if detached, result."""
+
+import base64
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from queue import SimpleQueue
+from typing import Any
+
+from fabric.client.answers import Answers
+from fabric.client.http import LONG_POLL_S
+from fabric.client.session import Session
+from fabric.wire import channel, frames
+from fabric.wire.amounts import dc_to_usd, format_dc
+from fabric.wire.errors import Error, InvalidRequest, ServiceError, Timeout, run_failed
+from fabric.wire.machines import RUN_EDGES, RunState, is_terminal
+from fabric.wire.reasons import EXPLANATIONS, Reason
+from fabric.wire.receipts import Receipt, SignedReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run cost so far. Amounts are exact USD; `accrued` is charged, `held` set aside, the rest measured."""
+
+    accrued: Decimal
+    held: Decimal
+    rate_per_hour: Decimal
+    gpu_ms: int
+    utilised_gpu_ms: int
+    energy_mj: int
+
+    def __str__(self) -> str:
+        usd = format_dc(int(self.accrued * 100_000))
+        return f"{usd} for {self.gpu_ms / 1000:.3f} GPU-s"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a run is where it is: offers considered, how many rejected for which reason, the chosen, the next best."""
+
+    considered: int
+    rejected: dict[str, int]
+    chosen: dict[str, Any] | None
+    next_best: dict[str, Any] | None
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class RunReceipt:
+    """A run's signed receipts and the keys of the operators that signed them."""
+
+    fabric_id: str
+    receipts: tuple[SignedReceipt, ...]
+    session_keys: dict[str, tuple[bytes, ...]]
+
+    def verify(self) -> tuple[Receipt, ...]:
+        """The receipts' statements, after signatures, task lists and each lease's chain were checked. Works offline.
+
+        Raises:
+            ReceiptError: says which receipt is not what it claims.
+        """
+        from fabric.client.verification import verify_chain
+
+        return verify_chain(self.fabric_id, self.receipts, self.session_keys)
+
+    @property
+    def gpu_ms(self) -> int:
+        """GPU time of all leases, from the newest receipt of each."""
+        newest = {signed.receipt.lease: signed.receipt for signed in sorted(self.receipts, key=lambda s: s.receipt.seq)}
+        return sum(line.gpu_ms for receipt in newest.values() for line in receipt.gpus)
+
+
+class Run:
+    """A run, by id. Every property asks the control plane anew."""
+
+    def __init__(
+        self, session: Session, run: str, function: Callable[..., Any] | None = None, returns: Any = None
+    ) -> None:
+        self.id = run
+        self._session = session
+        self._answers = Answers(function, returns, run)
+
+    def __repr__(self) -> str:
+        return f"<fabric.Run {self.id}>"
+
+    @property
+    def status(self) -> RunState:
+        """Its state now."""
+        return RunState(self._facts()["state"])
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every try of every task, in order."""
+        return self._facts()["attempts"]
+
+    @property
+    def leases(self) -> list[dict[str, Any]]:
+        """Where it ran or runs."""
+        return self._facts()["leases"]
+
+    @property
+    def cost(self) -> Cost:
+        cost = self._facts()["cost"]
+        return Cost(
+            dc_to_usd(int(cost["accrued_dc"])),
+            dc_to_usd(int(cost["held_dc"])),
+            dc_to_usd(int(cost["rate_dc_per_hour"])),
+            cost["gpu_ms"],
+            cost["utilised_gpu_ms"],
+            cost["energy_mj"],
+        )
+
+    def explain(self) -> Explanation:
+        return Explanation(**self._facts()["explain"])
+
+    def receipt(self) -> RunReceipt:
+        """What was signed of it so far."""
+        answer = self._session.call(self._session.plane.receipt(self.id))
+        keys = {
+            operator: tuple(bytes.fromhex(key) for key in facts["session_keys"])
+            for operator, facts in answer["operators"].items()
+        }
+        signed = tuple(SignedReceipt.from_bytes(base64.b64decode(r["receipt"])) for r in answer["receipts"])
+        return RunReceipt(answer["fabric_id"], signed, keys)
+
+    def cancel(self) -> None:
+        """End it now; a run that is over stays as it is."""
+        self._session.call(self._session.plane.cancel(self.id))
+
+    def logs(self, *, follow: bool = False) -> Iterator[str]:
+        """Its output line by line; with `follow` until the run is over."""
+        lines: SimpleQueue[str | BaseException | None] = SimpleQueue()
+        self._session.loop.post(lambda: self._session.loop.start(self._read_logs(lines, follow=follow)))
+        while (line := lines.get()) is not None:
+            if isinstance(line, BaseException):
+                raise line
+            yield line
+
+    def wait(self, timeout: float | None = None) -> RunState:
+        """Its terminal state.
+
+        Raises:
+            Timeout: it is not over after `timeout` seconds; it goes on.
+        """
+        return RunState(self._finished(timeout)["state"])
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value of a detached run, waiting up to `timeout` seconds.
+
+        Raises:
+            Timeout: it is not over yet; it goes on.
+            RunFailed: it ended without a value; the user's own exception is raised as itself.
+        """
+        facts = self._finished(timeout)
+        result = facts.get("result") or {}
+        if result.get("blob"):
+            value, answer = self._read_result(self._session.call(self._session.plane.blob(result["blob"])))
+            if value:
+                return answer
+            raise answer
+        if facts["state"] == RunState.SUCCEEDED:
+            raise InvalidRequest(f"{self.id} was a {facts['kind']}: its values went to the process that called it")
+        reason = Reason(facts["reason"] or Reason.INTERNAL_ERROR)
+        message = facts["message"] or result.get("message") or EXPLANATIONS[reason]
+        raise run_failed(reason, message, run=self.id, attempts=len(facts["attempts"]))
+
+    def _facts(self) -> dict[str, Any]:
+        return self._session.call(self._current())
+
+    async def _current(self) -> dict[str, Any]:
+        await self._session.office.registrar.flush()
+        return await self._session.plane.run(self.id)
+
+    def _finished(self, timeout: float | None) -> dict[str, Any]:
+        until = None if timeout is None else time.monotonic() + timeout
+        facts = self._facts()
+        while not is_terminal(RUN_EDGES, RunState(facts["state"])):
+            left = LONG_POLL_S if until is None else until - time.monotonic()
+            if left <= 0:
+                raise Timeout(f"{self.id} is {facts['state']} after {timeout:g} s; it goes on", reason=Reason.TIMEOUT)
+            wait_s = max(1, min(LONG_POLL_S, left))
+            facts = self._session.call(self._session.plane.run(self.id, wait_s=wait_s, since=facts["state"]))
+        return facts
+
+    def _read_result(self, blob: bytes) -> tuple[bool, Any]:
+        header, body = frames.unpack(blob)
+        if header[0] != channel.RESULT or len(header[2]) != 1:
+            raise ServiceError(f"the stored result of {self.id} is not a result")
+        _, _, status, *_, sizes = header[2][0]
+        return self._answers.read(status, list(frames.split(body, sizes)))
+
+    async def _read_logs(self, lines: SimpleQueue[Any], *, follow: bool) -> None:
+        try:
+            async for line in self._session.plane.logs(self.id, follow=follow):
+                lines.put(line["text"])
+            lines.put(None)
+        except Error as error:
+            lines.put(error)

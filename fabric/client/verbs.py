@@ -1,0 +1,123 @@
+"""The verbs people call: run, map, submit, offers, attach, init. Each reads its keywords and hands over."""
+
+import builtins
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from fabric.client import session
+from fabric.client.attached import map_all, run_one
+from fabric.client.offers import Offer, find_offers
+from fabric.client.options import RunOptions, read_options
+from fabric.client.pack import pack_arguments, pack_function
+from fabric.client.runs import Explanation, Run
+from fabric.wire import channel, frames
+from fabric.wire.errors import InvalidRequest
+from fabric.wire.ids import new_id
+
+R = TypeVar("R")
+
+
+def run(function: Callable[..., R], *args: Any, kwargs: Mapping[str, Any] | None = None, **keywords: Any) -> R:
+    """Run `function(*args, **kwargs)` on a GPU of the fabric; blocks, streams its output, returns its value.
+
+    Args:
+        function: any callable; what it refers to travels with it.
+        args: its positional arguments.
+        kwargs: its keyword arguments, as a dict.
+        keywords: where and how to run: gpu, tier, max_price, budget, timeout, retry, … (docs).
+
+    Raises:
+        InvalidRequest: before anything is sent.
+        Error: no value came; says why. An exception of the function is raised as itself.
+    """
+    options = read_options("run", keywords, function)
+    if options.dry_run:
+        return _plan("run", options)  # type: ignore[return-value]
+    return run_one(session.current(), function, args, _own(kwargs), options)
+
+
+def map(  # noqa: A001 - the verb's name is the product's
+    function: Callable[..., R], inputs: Iterable[Any], *, kwargs: Mapping[str, Any] | None = None, **keywords: Any
+) -> Iterator[R]:
+    """Run `function(item, **kwargs)` for each item of `inputs`, on as many leases as help; values as they are ready.
+
+    Args:
+        function: any callable.
+        inputs: any iterable; taken only as far ahead as the leases have room.
+        kwargs: the same keyword arguments for every call.
+        keywords: as for `run`; also `ordered` (True), `return_exceptions` (False), `max_parallel` (leases at once).
+
+    Raises:
+        InvalidRequest: at once, before anything is sent.
+        Error: while iterating, unless `return_exceptions`: the first task that ended without a value ends the map.
+    """
+    options = read_options("map", keywords, function)
+    if options.dry_run:
+        return iter([_plan("map", options)])  # type: ignore[list-item]
+    if isinstance(inputs, str | bytes) or not isinstance(inputs, Iterable):
+        raise InvalidRequest(f"fabric.map needs an iterable of inputs, not a {type(inputs).__name__}")
+    _callable(function)
+    return map_all(session.current(), function, inputs, _own(kwargs), options)
+
+
+def submit(function: Callable[..., Any], *args: Any, kwargs: Mapping[str, Any] | None = None, **keywords: Any) -> Run:
+    """Start `function(*args, **kwargs)` detached: it goes on without this process; `fabric.attach` finds it again.
+
+    Raises:
+        InvalidRequest: before anything is sent.
+    """
+    options = read_options("submit", keywords, function)
+    current = session.current()
+    packed = pack_function(function)
+    pieces = pack_arguments(args, _own(kwargs), packed.modules)
+    run = new_id("run")
+    sizes = [memoryview(piece).nbytes for piece in pieces]
+    call = [channel.CALL, run, packed.digest, [[0, 1, sizes]], options.timeout_ms]
+    arguments = frames.pack_bytes(call, *pieces)
+    work = {"code": packed.digest.hex(), "args": hashlib.sha256(arguments).hexdigest()}
+    if not options.dry_run:
+        current.call(current.plane.put_blob(work["code"], packed.code))
+        current.call(current.plane.put_blob(work["args"], arguments))
+    request = current.office.request(run, "submit", {**options.request(), "leases": 1, "tasks": 1, "work": work})
+    facts = current.call(current.plane.create_run(request, options.idempotency_key or run))
+    return Run(current, facts["id"], function, options.returns)
+
+
+def offers(gpu: Any = None, *, tier: str | None = None) -> builtins.list[Offer]:
+    """What could be bought now, cheapest first; `gpu` in the GPU grammar, None for all."""
+    keywords = {key: value for key, value in {"gpu": gpu, "tier": tier}.items() if value is not None}
+    return find_offers(session.current(), read_options("run", keywords), tier=tier or "", every=gpu is None)
+
+
+def attach(run_id: str) -> Run:
+    """A handle on a run of this account, from any process.
+
+    Raises:
+        InvalidRequest: there is no such run.
+    """
+    current = session.current()
+    current.call(current.plane.run(run_id))
+    return Run(current, run_id)
+
+
+def init(url: str | None = None, api_key: str | None = None) -> None:
+    """Choose the fabric for this process; without arguments `FABRIC_URL`, else the embedded one. Optional."""
+    session.choose(url, api_key)
+
+
+def _plan(kind: str, options: RunOptions) -> Explanation:
+    current = session.current()
+    request = current.office.request(new_id("run"), kind, {**options.request(), "leases": 1, "tasks": 1})
+    return Explanation(**current.call(current.plane.create_run(request, request["id"]))["explain"])
+
+
+def _own(kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InvalidRequest(f"kwargs={kwargs!r:.80} is not a dict of the function's keyword arguments")
+    return kwargs or {}
+
+
+def _callable(function: Any) -> None:
+    if not callable(function):
+        raise InvalidRequest(f"the first argument must be a function, not a {type(function).__name__}")

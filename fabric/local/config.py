@@ -1,0 +1,119 @@
+"""What the embedded fabric's parts are told: keys, customer, operator, prices, simulated GPUs. Made once, then kept."""
+
+import hashlib
+import json
+import secrets
+from typing import Any
+
+from nacl.encoding import HexEncoder
+from nacl.signing import SigningKey
+
+from fabric.local.home import Home, damaged, json_of, write_private
+from fabric.wire.amounts import DC_PER_USD
+
+TEST_BALANCE_DC = 10_000 * DC_PER_USD
+CUSTOMER = "cus_embedded"
+OPERATOR = "op_embedded"
+SIMULATED_GPUS = "H100:2,L4:2"
+"""Offered where NVML finds no GPU."""
+
+PRICES_DC: dict[str, dict[str, int]] = {
+    model: {"spot": spot, "on_demand": on_demand}
+    for model, spot, on_demand in (
+        ("B200", 280_000, 450_000),
+        ("H200", 190_000, 320_000),
+        ("H100", 140_000, 250_000),
+        ("A100", 80_000, 140_000),
+        ("L40S", 50_000, 90_000),
+        ("L40", 45_000, 80_000),
+        ("A10", 35_000, 60_000),
+        ("L4", 30_000, 50_000),
+        ("T4", 15_000, 30_000),
+        ("V100", 25_000, 50_000),
+        ("RTX 4090", 30_000, 50_000),
+        ("RTX 3090", 15_000, 30_000),
+    )
+}
+"""DC per GPU-hour; on one's own machine the prices only make the bills look like bills."""
+
+
+def prepare_keys(home: Home) -> None:
+    """Make what is missing: the customer's API key, the operator's session key and payout address, Ray's token.
+
+    Raises:
+        ServiceError: something is there and is not what it should be.
+    """
+    if not home.api_key_file.exists():
+        write_private(home.api_key_file, "fk_" + secrets.token_hex(32) + "\n")
+    if not home.ray_token_file.exists():
+        write_private(home.ray_token_file, secrets.token_hex(32))
+    key_file = home.agent / "session.key"
+    if not key_file.exists():
+        write_private(key_file, SigningKey.generate().encode(HexEncoder).decode() + "\n")
+    if not home.bootstrap_file.exists():
+        write_private(home.bootstrap_file, json.dumps(_bootstrap(home), indent=1) + "\n")
+    elif json_of(home.bootstrap_file).get("customers", [{}])[0].get("api_key_sha256") != _digest(home.read_api_key()):
+        raise damaged(home.bootstrap_file, "it does not belong to the API key beside it")
+
+
+def agent_config(home: Home, *, url: str, ray_address: str, gateway_port: int, simulated: str) -> dict[str, Any]:
+    """The agent's JSON."""
+    return {
+        "url": url,
+        "operator": OPERATOR,
+        "cluster": "embedded",
+        "region": "local",
+        "session_key_file": str(home.agent / "session.key"),
+        "state_dir": str(home.agent),
+        "ray_address": ray_address,
+        "gateway_host": "127.0.0.1",
+        "gateway_port": gateway_port,
+        "isolation": "none",
+        "prices": PRICES_DC,
+        "simulated_gpus": simulated,
+    }
+
+
+def simulated_gpus(wanted: str | None) -> str:
+    """What to simulate: as set, else the default where NVML finds no GPU, else nothing."""
+    if wanted is not None:
+        return "" if wanted.lower() in ("0", "none") else wanted
+    return "" if _real_gpus() else SIMULATED_GPUS
+
+
+def _real_gpus() -> int:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # noqa: BLE001 - no module, no library, no driver: all mean that there is none to offer
+        return 0
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _bootstrap(home: Home) -> dict[str, Any]:
+    try:
+        key = SigningKey((home.agent / "session.key").read_text(encoding="ascii").strip().encode(), HexEncoder)
+    except ValueError:
+        raise damaged(home.agent / "session.key", "it is not a key") from None
+    customer = {
+        "id": CUSTOMER,
+        "name": "you",
+        "api_key_sha256": _digest(home.read_api_key()),
+        "test_balance_dc": TEST_BALANCE_DC,
+        "admin": True,
+    }
+    operator = {
+        "id": OPERATOR,
+        "name": "embedded",
+        "session_key": key.verify_key.encode(HexEncoder).decode(),
+        "payout": "0x" + secrets.token_hex(20),
+    }
+    return {"customers": [customer], "operators": [operator]}
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

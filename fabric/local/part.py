@@ -1,0 +1,65 @@
+"""One process that the supervisor keeps alive: when it ends it is started again, later each time."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fabric.local.processes import spawn
+
+FIRST_DELAY_S = 0.2
+LONGEST_DELAY_S = 30.0
+STEADY_S = 60.0
+"""A part that ran this long starts again without delay."""
+
+
+@dataclass(slots=True)
+class Part:
+    """A command and its process. Times are of the monotonic clock."""
+
+    name: str
+    command: Sequence[str]
+    environ: Mapping[str, str]
+    cwd: Path
+    log: Path
+    process: "subprocess.Popen[bytes] | None" = None
+    started_at: float = 0.0
+    restart_at: float = field(default=0.0)
+    failures: int = 0
+
+    @property
+    def pid(self) -> int | None:
+        return None if self.process is None else self.process.pid
+
+    def start(self) -> None:
+        """From the main thread only."""
+        self.process = spawn(self.command, self.environ, self.cwd, self.log, signal.SIGTERM)
+        self.started_at = time.monotonic()
+
+    def ended(self, code: int, now: float) -> None:
+        """Note that the process ended, and when to start it again."""
+        assert self.process is not None
+        self.process.returncode = code
+        self.process = None
+        self.failures = 0 if now - self.started_at >= STEADY_S else self.failures + 1
+        self.restart_at = now + min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** max(0, self.failures - 1))
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it runs."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+    def last_words(self, lines: int = 4) -> str:
+        """The end of its log, in one line."""
+        with suppress(OSError):
+            with self.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+                text = log.read().decode(errors="replace").strip()
+            if text:
+                return " / ".join(line.strip() for line in text.splitlines()[-lines:])
+        return "it said nothing"

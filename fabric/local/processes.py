@@ -1,0 +1,105 @@
+"""Linux processes as the embedded fabric needs them: children that die with their parent, orphans that come to us."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends."""
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent(number: int, parent: int) -> None:
+    """Be sent this signal when the thread that started us ends; at once if it already has."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def spawn(
+    command: Sequence[str], environ: Mapping[str, str], cwd: Path, log: Path, death_signal: int
+) -> "subprocess.Popen[bytes]":
+    """A child in a session of its own, its output appended to `log`; call from the main thread only.
+
+    `death_signal` is sent to it when this process ends, however that happens.
+    """
+    parent = os.getpid()
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        die_with_parent(death_signal, parent)
+
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=dict(environ),
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=prepare,  # noqa: PLW1509 - the supervisor has one thread
+        )
+
+
+def reap() -> dict[int, int]:
+    """Exit codes of children that have ended, by pid; negative for a signal."""
+    ended: dict[int, int] = {}
+    with suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[found[0]] = os.waitstatus_to_exitcode(found[1])
+    return ended
+
+
+def descendants(root: int) -> list[int]:
+    """All processes below `root`, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            parent = _parent(int(entry.name))
+            if parent is not None:
+                children.setdefault(parent, []).append(int(entry.name))
+    found = list(children.get(root, ()))
+    for pid in found:
+        found.extend(children.get(pid, ()))
+    return found
+
+
+def end_descendants(grace_s: float) -> None:
+    """End everything below this process: asked first, killed after `grace_s` seconds; returns when nothing is left.
+
+    This process must adopt orphans, so that what a dying parent leaves behind becomes a child of ours.
+    """
+    for pid in descendants(os.getpid()):
+        _send(pid, signal.SIGTERM)
+    until = time.monotonic() + grace_s
+    while descendants(os.getpid()):
+        reap()
+        if time.monotonic() >= until:
+            for pid in descendants(os.getpid()):
+                _send(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _parent(pid: int) -> int | None:
+    """The pid of its parent; None for one that is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[1])
+
+
+def _send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)

@@ -1,0 +1,47 @@
+"""What a person may set for the embedded fabric in the environment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric.wire.errors import InvalidRequest
+
+DEFAULT_LINGER_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    """The embedded fabric's keys.
+
+    Attributes:
+        home: `FABRIC_HOME`, its state; `~/.fabric` unless set.
+        linger_s: `FABRIC_EMBEDDED_LINGER_S`, seconds it stays after its last client process is gone.
+        simulated_gpus: `FABRIC_SIMULATED_GPUS`, for example `H100:2,L4:2`; None: simulate only where NVML finds no GPU.
+        port: `FABRIC_PORT`, of its control plane; 0: a free one.
+    """
+
+    home: Path
+    linger_s: float = DEFAULT_LINGER_S
+    simulated_gpus: str | None = None
+    port: int = 0
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "LocalSettings":
+        """Raises InvalidRequest on a value that is not what its key takes."""
+        home = Path(environ.get("FABRIC_HOME") or "~/.fabric").expanduser().absolute()
+        linger_s = _number(environ, "FABRIC_EMBEDDED_LINGER_S", DEFAULT_LINGER_S, 7 * 86_400)
+        port = _number(environ, "FABRIC_PORT", 0, 65_535)
+        return cls(home, linger_s, environ.get("FABRIC_SIMULATED_GPUS") or None, int(port))
+
+
+def _number(environ: Mapping[str, str], key: str, default: float, most: float) -> float:
+    text = environ.get(key)
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= most:
+        raise InvalidRequest(f"{key}={text!r} is not a number from 0 to {most:g}")
+    return number
