@@ -26,7 +26,7 @@ _TO_BECOME_USER = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
 _SYSTEM = ("/lib", "/lib64", "/bin", "/sbin")
 _READABLE = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 _FILES = {
-    "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "/etc/hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 

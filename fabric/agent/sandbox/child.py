@@ -9,6 +9,7 @@ from socket import socket
 from typing import Protocol
 
 from fabric.agent.sandbox.spec import ChildSpec
+from fabric.agent.sandbox.usage import memory_bytes
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +44,10 @@ class Child:
         except subprocess.TimeoutExpired:
             return None
         return code if code >= 0 else 128 - code
+
+    def memory_bytes(self) -> int:
+        """What the child and everything it started hold now; see `usage.memory_bytes`."""
+        return memory_bytes(self.pid)
 
     def close(self) -> None:
         """Ends the child, waits for it, and closes the node's ends. Once."""

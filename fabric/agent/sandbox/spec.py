@@ -17,6 +17,7 @@ class Limits:
 
     Attributes:
         memory_bytes: private writable memory of each process; address space is not bounded, CUDA reserves terabytes.
+            All processes together are the owner's to watch, by `Child.memory_bytes`.
         processes: processes and threads together.
         open_files: file descriptors of each process.
         tmp_bytes: size of its private /tmp (memory-backed).
