@@ -77,7 +77,6 @@ def init(
         )
         place.lay_out()
         enrolment.write_cluster_file(place, site, operator_of(token))
-        place.cluster()
         delegation = enrolment.enrol(place, token, _open_wallet(wallet), url, SystemClock(), days=days)
     print(f"Operator {delegation.operator} enrolled; its key is delegated for {days} days.")
     print(f"Next: look at {place.cluster_file}, then `fabric operator doctor -C {place.path}` and")
@@ -244,7 +243,7 @@ def _nodes(texts: list[str]) -> dict[str, dict[str, object]]:
     for text in texts:
         address, _, settings = text.partition("=")
         try:
-            nodes[address] = json.loads(settings)
-        except ValueError:
+            nodes[address] = dict(json.loads(settings))
+        except (ValueError, TypeError):
             raise InvalidRequest(f'{text!r} is not a machine\'s settings; write ADDRESS={{"num_gpus": 4}}') from None
     return nodes

@@ -12,8 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fabric.operator.checks import RAY_VERSION
-from fabric.operator.cluster_file import parse_prices
+from fabric.operator.cluster_file import parse_cluster
 from fabric.operator.enrol import ControlPlane, operator_of
 from fabric.operator.folder import OperatorFolder
 from fabric.operator.template import fill_in, template_text
@@ -88,10 +90,9 @@ def write_cluster_file(folder: OperatorFolder, site: Site, operator: str) -> Non
     """Fill in `cluster.yaml`, unless there is one.
 
     Raises:
-        ClusterFileError: a price that is not positive, or a tier that does not exist.
+        ClusterFileError: a value that our commands would not read back, such as a price that is not positive.
         InvalidRequest: a value that has no place in the file.
     """
-    parse_prices({model: dict(tiers) for model, tiers in site.prices.items()})
     if folder.cluster_file.exists():
         return
     values = {
@@ -112,6 +113,7 @@ def write_cluster_file(folder: OperatorFolder, site: Site, operator: str) -> Non
         text = fill_in(template_text(), values)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
+    parse_cluster(yaml.safe_load(text))
     folder.cluster_file.write_text(text, encoding="utf-8")
 
 

@@ -15,9 +15,14 @@ _RAY_PARTS = (
     "ray/_private/workers/",
     "ray/autoscaler/_private/monitor.py",
     "ray/autoscaler/v2/monitor.py",
-    "ray/util/client/server",
+    "ray.util.client.server",
 )
-_NAMES = {"monitor.py": "autoscaler", "main.py": "runtime env agent", "agent.py": "dashboard agent"}
+_NAMES = {
+    "ray.util.client.server": "Ray client",
+    "monitor.py": "autoscaler",
+    "main.py": "runtime env agent",
+    "agent.py": "dashboard agent",
+}
 
 
 @dataclass(frozen=True, slots=True)
