@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from fabric.agent.sandbox.usage import memory_bytes
 
 MIB = 1 << 20
-FAMILY = """
+FAMILY = r"""
 import mmap, os, sys
 shared, *sizes = map(int, sys.argv[1:])
 together = mmap.mmap(-1, shared or 1)
