@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +37,15 @@ def next_delay(delay_s: int, ran_s: float) -> int:
 
 @dataclass(slots=True)
 class Keeper:
-    """The loop. `alive` says whether the cluster's GCS lives; `wait` passes time; `now` is monotonic seconds."""
+    """The loop. `alive` says whether the cluster's GCS lives; `wait` passes time between starts; `now` is monotonic
+    seconds; `poll_s` is how often the running agent is looked at."""
 
     folder: Path
     command: Sequence[str]
     alive: Callable[[], bool]
     wait: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.monotonic
+    poll_s: float = _POLL_S
     stopping: bool = False
 
     def run(self) -> None:
@@ -55,9 +58,10 @@ class Keeper:
                 self._watch(agent)
             if self.stopping:
                 break
+            ran = self.now() - started
             _log.warning("the agent ended with status %s; starting it again in %s s", agent.returncode, delay)
             self._pause(delay)
-            delay = next_delay(delay, self.now() - started)
+            delay = next_delay(delay, ran)
         (self.folder / "agent.pid").unlink(missing_ok=True)
 
     def stop(self, *_: object) -> None:
@@ -73,12 +77,13 @@ class Keeper:
                 self.stopping = True
                 end(agent)
                 return
-            self.wait(_POLL_S)
+            with suppress(subprocess.TimeoutExpired):
+                agent.wait(self.poll_s)
 
     def _pause(self, seconds: float) -> None:
         until = self.now() + seconds
         while not self.stopping and self.now() < until:
-            self.wait(_POLL_S)
+            self.wait(self.poll_s)
 
 
 def end(agent: subprocess.Popen[bytes]) -> None:

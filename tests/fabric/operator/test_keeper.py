@@ -10,12 +10,14 @@ from fabric.operator.keeper import FIRST_DELAY_S, GCS_GRACE_S, GOOD_RUN_S, LONGE
 
 
 class Time:
-    """Seconds that pass only while somebody waits."""
+    """Seconds that pass while somebody waits, and half a one with every look when `running`."""
 
-    def __init__(self):
+    def __init__(self, *, running=False):
         self.seconds = 0.0
+        self.step = 0.5 if running else 0.0
 
     def now(self):
+        self.seconds += self.step
         return self.seconds
 
     def wait(self, seconds):
@@ -24,7 +26,7 @@ class Time:
 
 def kept(tmp_path, script, alive, time, **changed):
     command = ["sh", "-c", script]
-    return Keeper(tmp_path, command, alive, **{"wait": time.wait, "now": time.now, **changed})
+    return Keeper(tmp_path, command, alive, **{"wait": time.wait, "now": time.now, "poll_s": 0.001, **changed})
 
 
 @given(st.integers(FIRST_DELAY_S, LONGEST_DELAY_S), st.floats(0, 10 * GOOD_RUN_S))
@@ -46,7 +48,7 @@ def test_an_agent_that_ends_is_started_again_after_growing_delays(tmp_path, capl
 
 
 def test_the_agent_ends_with_the_clusters_gcs_after_a_grace(tmp_path):
-    time = Time()
+    time = Time(running=True)
     alive = iter([True])
     kept(tmp_path, "exec sleep 1000", lambda: next(alive, False), time).run()
     assert time.seconds > GCS_GRACE_S
@@ -54,20 +56,22 @@ def test_the_agent_ends_with_the_clusters_gcs_after_a_grace(tmp_path):
 
 
 def test_a_gcs_that_comes_back_within_the_grace_keeps_its_agent(tmp_path):
-    time = Time()
+    time = Time(running=True)
     gone_from, gone_to, end = 5, 5 + GCS_GRACE_S, 100
-    kept(tmp_path, "exec sleep 1000", lambda: time.now() < gone_from or gone_to <= time.now() < end, time).run()
+    kept(tmp_path, "exec sleep 1000", lambda: time.seconds < gone_from or gone_to <= time.seconds < end, time).run()
     assert time.seconds > end
 
 
 def test_a_keeper_that_is_told_to_stop_ends_its_agent(tmp_path):
     pids = []
 
-    def wait(_):
-        pids.append(int((tmp_path / "agent.pid").read_text()))
-        made.stop()
+    def alive():
+        if (tmp_path / "agent.pid").exists():
+            pids.append(int((tmp_path / "agent.pid").read_text()))
+            made.stop()
+        return True
 
-    made = kept(tmp_path, "exec sleep 1000", lambda: True, Time(), wait=wait)
+    made = kept(tmp_path, "exec sleep 1000", alive, Time())
     made.run()
     assert subprocess.run(["ps", "-p", str(pids[0])], capture_output=True, check=False).returncode != 0
 
