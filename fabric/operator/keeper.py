@@ -38,7 +38,8 @@ def next_delay(delay_s: int, ran_s: float) -> int:
 @dataclass(slots=True)
 class Keeper:
     """The loop. `alive` says whether the cluster's GCS lives; `wait` passes time between starts; `now` is monotonic
-    seconds; `poll_s` is how often the running agent is looked at."""
+    seconds; `poll_s` is how often the running agent is looked at.
+    """
 
     folder: Path
     command: Sequence[str]
