@@ -212,7 +212,7 @@ class _Collector:
         elif isinstance(event, Broken):
             raise event.error
         elif isinstance(event, Fed):
-            self._total = event.count
+            self._total = event.total
             if event.error is not None:
                 raise event.error
 

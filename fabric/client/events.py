@@ -45,9 +45,9 @@ class Broken(NamedTuple):
 
 
 class Fed(NamedTuple):
-    """The iterable of inputs is at its end; `error` is what it raised instead, `count` how many it gave."""
+    """The iterable of inputs is at its end; `error` is what it raised instead, `total` how many it gave."""
 
-    count: int
+    total: int
     error: BaseException | None
 
 

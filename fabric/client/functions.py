@@ -18,39 +18,39 @@ class Function(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], keywords: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
-        self._function = function
-        self._keywords = keywords
+        self.local_function = function
+        self.keywords = keywords
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._function(*args, **kwargs)
+        return self.local_function(*args, **kwargs)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run in this process."""
-        return self._function(*args, **kwargs)
+        return self.local_function(*args, **kwargs)
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run on the fabric and wait for the value."""
-        return verbs.run(self._function, *args, kwargs=kwargs, **self._keywords)
+        return verbs.run(self.local_function, *args, kwargs=kwargs, **self.keywords)
 
     def spawn(self, *args: P.args, **kwargs: P.kwargs) -> Run:
         """Submit to the fabric; the run goes on without this process."""
-        detached = {k: v for k, v in self._keywords.items() if k != "linger"}
-        return verbs.submit(self._function, *args, kwargs=kwargs, **detached)
+        detached = {k: v for k, v in self.keywords.items() if k != "linger"}
+        return verbs.submit(self.local_function, *args, kwargs=kwargs, **detached)
 
     def map(self, inputs: Iterable[Any], **keywords: Any) -> Iterator[R]:
         """Run once per input; `keywords` are those of `fabric.map` and go before the function's own."""
-        return verbs.map(self._function, inputs, **{**self._keywords, **keywords})
+        return verbs.map(self.local_function, inputs, **{**self.keywords, **keywords})
 
 
-def function(*functions: Callable[..., Any], **keywords: Any) -> Any:
+def function(function: Callable[..., Any] | None = None, /, **keywords: Any) -> Any:
     """Decorate a function with the keywords of `fabric.run`; `@fabric.function` alone is allowed too.
 
     Raises:
         InvalidRequest: an unknown keyword or an impossible value, when the decorator runs.
     """
     read_options("run", keywords)
-    if not functions:
+    if function is None:
         return lambda decorated: Function(decorated, keywords)
-    if len(functions) > 1 or not callable(functions[0]) or keywords:
+    if not callable(function) or keywords:
         raise InvalidRequest("write @fabric.function, or @fabric.function(gpu=…) with keywords only")
-    return Function(functions[0], keywords)
+    return Function(function, keywords)

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from queue import SimpleQueue
@@ -16,7 +16,7 @@ from fabric.wire.amounts import dc_to_usd, format_dc
 from fabric.wire.errors import Error, InvalidRequest, ServiceError, Timeout, run_failed
 from fabric.wire.machines import RUN_EDGES, RunState, is_terminal
 from fabric.wire.reasons import EXPLANATIONS, Reason
-from fabric.wire.receipts import Receipt, SignedReceipt
+from fabric.wire.receipts import Receipt, ReceiptError, SignedReceipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,29 @@ class RunReceipt:
     fabric_id: str
     receipts: tuple[SignedReceipt, ...]
     session_keys: dict[str, tuple[bytes, ...]]
+
+    @classmethod
+    def from_answer(cls, answer: Mapping[str, Any]) -> "RunReceipt":
+        """From what the control plane answers, or what was saved of it.
+
+        Raises:
+            ReceiptError: it is no such thing.
+        """
+        try:
+            keys = {
+                operator: tuple(bytes.fromhex(key) for key in facts["session_keys"])
+                for operator, facts in answer["operators"].items()
+            }
+            signed = tuple(SignedReceipt.from_bytes(base64.b64decode(r["receipt"])) for r in answer["receipts"])
+            return cls(answer["fabric_id"], signed, keys)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ReceiptError(f"not a run's receipts: {type(error).__name__}: {error}") from None
+
+    def to_answer(self) -> dict[str, Any]:
+        """The same as JSON has it, to keep and to verify later."""
+        operators = {name: {"session_keys": [key.hex() for key in keys]} for name, keys in self.session_keys.items()}
+        receipts = [{"receipt": base64.b64encode(signed.to_bytes()).decode()} for signed in self.receipts]
+        return {"fabric_id": self.fabric_id, "operators": operators, "receipts": receipts}
 
     def verify(self) -> tuple[Receipt, ...]:
         """The receipts' statements, after signatures, task lists and each lease's chain were checked. Works offline.
@@ -119,13 +142,7 @@ class Run:
 
     def receipt(self) -> RunReceipt:
         """What was signed of it so far."""
-        answer = self._session.call(self._session.plane.receipt(self.id))
-        keys = {
-            operator: tuple(bytes.fromhex(key) for key in facts["session_keys"])
-            for operator, facts in answer["operators"].items()
-        }
-        signed = tuple(SignedReceipt.from_bytes(base64.b64decode(r["receipt"])) for r in answer["receipts"])
-        return RunReceipt(answer["fabric_id"], signed, keys)
+        return RunReceipt.from_answer(self._session.call(self._session.plane.receipt(self.id)))
 
     def cancel(self) -> None:
         """End it now; a run that is over stays as it is."""

@@ -1,0 +1,83 @@
+"""The `fabric` command: a table of commands by the module that has them, loaded when one is used.
+
+It knows no command itself. An error of the product ends with its own exit code and one message, never a traceback.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from fabric.wire.errors import Error
+
+USAGE = 2
+INTERRUPTED = 130
+
+
+class Entry(NamedTuple):
+    """Where a command lives: `module` has a typer `app`, whose command of this name it is, or the whole group."""
+
+    module: str
+    help: str
+    group: bool = False
+
+
+COMMANDS: dict[str, Entry] = {
+    "demo": Entry("workloads.demo", "The whole economy on this machine, once, explained.", group=True),
+    "up": Entry("fabric.local.cli", "Keep the embedded fabric running on this machine."),
+    "down": Entry("fabric.local.cli", "End the embedded fabric."),
+    "status": Entry("fabric.local.cli", "What of the embedded fabric runs."),
+    "whoami": Entry("fabric.client.cli", "The account, and what it has."),
+    "offers": Entry("fabric.client.cli", "What could be bought now."),
+    "run": Entry("fabric.client.cli", "Run a command, or a function of a file, on a GPU."),
+    "ps": Entry("fabric.client.cli", "Runs, newest first."),
+    "logs": Entry("fabric.client.cli", "A run's output."),
+    "stop": Entry("fabric.client.cli", "Cancel a run."),
+    "explain": Entry("fabric.client.cli", "Why a run is where it is."),
+    "cost": Entry("fabric.client.cli", "What runs cost."),
+    "receipt": Entry("fabric.client.cli", "A run's signed receipts."),
+    "audit": Entry("fabric.client.cli", "Whether every rule of the books holds."),
+    "ledger": Entry("ledger.cli", "What GPUs earned; epochs.", group=True),
+    "operator": Entry("fabric.operator.cli", "Run a cluster of GPUs for the fabric.", group=True),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+        return 0
+    entry = COMMANDS.get(words[0])
+    if entry is None:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean `fabric {near[0]}`?" if near else "`fabric --help` lists the commands"
+        sys.stderr.write(f"fabric: there is no command {words[0]!r}; {hint}\n")
+        return USAGE
+    return _run(words[0], entry, words[1:])
+
+
+def _run(name: str, entry: Entry, rest: list[str]) -> int:
+    app: Any = import_module(entry.module).app
+    words, program = (rest, f"fabric {name}") if entry.group else ([name, *rest], "fabric")
+    try:
+        app(words, prog_name=program)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else USAGE
+    except Error as error:
+        sys.stderr.write(f"fabric: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {entry.help}" for name, entry in COMMANDS.items()]
+    return "\n".join(["fabric COMMAND …      (`fabric COMMAND --help` says more)", "", *lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

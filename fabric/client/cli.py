@@ -1,0 +1,266 @@
+"""The customer's commands. Each asks the SDK and prints a table, or JSON with `--json`."""
+
+import json
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fabric.client import session, verbs
+from fabric.client.command import run_command
+from fabric.client.runs import Run, RunReceipt
+from fabric.client.targets import is_function, load_function, read_arguments
+from fabric.wire.amounts import format_dc
+from fabric.wire.errors import Error, InvalidRequest
+from fabric.wire.receipts import ReceiptError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id.")]
+Gpu = Annotated[str | None, typer.Option(help="GPU grammar, such as H100:8 or 24GB..")]
+Tier = Annotated[str | None, typer.Option(help="spot or on_demand.")]
+
+
+@app.command()
+def whoami(*, as_json: Json = False) -> None:
+    """The account, and what it has."""
+    current = session.current()
+    account = current.call(current.plane.account())
+    if as_json:
+        _print_json({"url": current.plane.url, **account})
+        return
+    test = " (test balance)" if account["test"] else ""
+    print(f"{account['name']} ({account['id']}) at {current.plane.url}")
+    print(f"available {format_dc(int(account['available_dc']))}{test}, held {format_dc(int(account['held_dc']))}")
+
+
+@app.command()
+def offers(*, gpu: Gpu = None, tier: Tier = None, as_json: Json = False) -> None:
+    """What could be bought now, cheapest first."""
+    found = verbs.offers(gpu, tier=tier)
+    if as_json:
+        _print_json([asdict(offer) for offer in found])
+        return
+    rows = [
+        (
+            offer.model + (" (simulated)" if offer.simulated else ""),
+            f"{offer.memory_bytes / 10**9:.0f}GB",
+            f"{offer.count_free} of {offer.count_total}",
+            offer.tier,
+            f"{format_dc(offer.price_dc_per_gpu_hour)}/h",
+            offer.region,
+            offer.operator_name,
+        )
+        for offer in found
+    ]
+    _print_table(("GPU", "MEMORY", "FREE", "TIER", "PRICE", "REGION", "OPERATOR"), rows)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    words: Annotated[list[str], typer.Argument(metavar="-- CMD… | FILE.py::FUNCTION [ARGUMENTS]")],
+    *,
+    gpu: Gpu = None,
+    tier: Tier = None,
+    budget: Annotated[str | None, typer.Option(help="USD for the whole run.")] = None,
+    max_price: Annotated[str | None, typer.Option(help="USD per GPU-hour.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for lists and bills.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a command, or a function of a file, on a GPU; the exit code is the command's."""
+    given = {"gpu": gpu, "tier": tier, "budget": budget, "max_price": max_price, "timeout": timeout, "name": name}
+    keywords = {key: value for key, value in given.items() if value is not None}
+    if not is_function(words[0]):
+        keywords.setdefault("name", words[0])
+        raise typer.Exit(verbs.run(run_command, words, **keywords) & 0xFF)
+    function, own = load_function(words[0])
+    args, kwargs = read_arguments(function, words[1:])
+    try:
+        value = verbs.run(function, *args, kwargs=kwargs, **{**own, **keywords})
+    except Error:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the user's function raises is shown as Python would
+        traceback.print_exception(type(error), error, None)
+        raise typer.Exit(1) from None
+    if as_json:
+        _print_json(value)
+    elif value is not None:
+        print(value)
+
+
+@app.command()
+def ps(
+    *,
+    state: Annotated[str, typer.Option(help="Only runs in this state.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    as_json: Json = False,
+) -> None:
+    """Runs, newest first."""
+    current = session.current()
+    runs = current.call(current.plane.runs(state=state.upper(), limit=limit))["runs"]
+    if as_json:
+        _print_json(runs)
+        return
+    rows = [
+        (run["id"], run["kind"], run["state"], run["reason"], _gpus(run), _accrued(run), run["name"]) for run in runs
+    ]
+    _print_table(("RUN", "KIND", "STATE", "REASON", "GPU", "COST", "NAME"), rows)
+
+
+@app.command()
+def logs(
+    run: RunId, *, follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it is over.")] = False
+) -> None:
+    """A run's output."""
+    for line in verbs.attach(run).logs(follow=follow):
+        print(line, flush=True)
+
+
+@app.command()
+def stop(run: RunId) -> None:
+    """Cancel a run."""
+    handle = verbs.attach(run)
+    handle.cancel()
+    print(f"{run} is {handle.status}")
+
+
+@app.command()
+def explain(run: RunId, *, as_json: Json = False) -> None:
+    """Why a run is where it is."""
+    explanation = verbs.attach(run).explain()
+    if as_json:
+        _print_json(asdict(explanation))
+        return
+    print(explanation.text)
+    for reason, count in sorted(explanation.rejected.items()):
+        print(f"  {count} rejected: {reason}")
+
+
+@app.command()
+def cost(
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id; all of the account's without.")] = None,
+    *,
+    by: Annotated[str, typer.Option(help="gpu, operator, name or kind; several with commas.")] = "kind",
+    as_json: Json = False,
+) -> None:
+    """What runs cost."""
+    if run is not None:
+        _print_cost(verbs.attach(run), as_json=as_json)
+        return
+    words = by.split(",")
+    unknown = [word for word in words if word not in _GROUPS]
+    if unknown:
+        raise InvalidRequest(f"--by {unknown[0]!r} is unknown; allowed: {', '.join(_GROUPS)}")
+    totals: dict[tuple[str, ...], list[int]] = {}
+    for facts in _all_runs():
+        total = totals.setdefault(tuple(_GROUPS[word](facts) for word in words), [0, 0, 0])
+        for at, number in enumerate((1, facts["cost"]["gpu_ms"], int(facts["cost"]["accrued_dc"]))):
+            total[at] += number
+    if as_json:
+        members = ("runs", "gpu_ms", "accrued_dc")
+        _print_json([dict(zip(words, k, strict=True)) | dict(zip(members, v, strict=True)) for k, v in totals.items()])
+        return
+    rows = [(*key, str(runs), f"{ms / 1000:.3f}", format_dc(dc)) for key, (runs, ms, dc) in sorted(totals.items())]
+    _print_table((*(word.upper() for word in words), "RUNS", "GPU-S", "COST"), rows)
+
+
+@app.command()
+def receipt(
+    run: Annotated[str, typer.Argument(metavar="RUN | FILE", help="A run's id, or a file that `--json` wrote.")],
+    *,
+    verify: Annotated[bool, typer.Option("--verify", help="Check signatures, tasks and chain.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A run's signed receipts."""
+    path = Path(run)
+    found = RunReceipt.from_answer(json.loads(path.read_text())) if path.is_file() else verbs.attach(run).receipt()
+    if as_json:
+        _print_json(found.to_answer())
+        return
+    for signed in found.receipts:
+        body = signed.receipt
+        used = sum(line.gpu_ms for line in body.gpus)
+        print(f"{body.lease} #{body.seq} {body.kind:5} {used / 1000:.3f} GPU-s, {body.task_count} tasks")
+    if verify:
+        try:
+            checked = found.verify()
+        except ReceiptError as error:
+            raise InvalidRequest(f"the receipts are not what they claim: {error}") from None
+        print(f"verified: {len(checked)} receipts, every signature, task list and chain")
+
+
+@app.command()
+def audit(*, as_json: Json = False) -> None:
+    """Whether every rule of the books holds; names the first bad row. Exit code 1 if one does not."""
+    current = session.current()
+    answer = current.call(current.plane.get("/v1/audit"))
+    if as_json:
+        _print_json(answer)
+    else:
+        for check in answer["checks"]:
+            first = "" if check["ok"] else f"  first: {check['first_bad']}"
+            print(f"{'ok ' if check['ok'] else 'BAD'} {check['invariant']:2} {check['name']}{first}")
+    raise typer.Exit(0 if answer["ok"] else 1)
+
+
+def _print_cost(run: Run, *, as_json: bool) -> None:
+    bill = run.cost
+    if as_json:
+        _print_json(asdict(bill))
+        return
+    print(f"{run.id}: {bill}; held ${bill.held}, at ${bill.rate_per_hour} per hour")
+    print(f"used {bill.utilised_gpu_ms / 1000:.3f} GPU-s of it, {bill.energy_mj / 3_600_000:.3f} Wh")
+
+
+def _all_runs() -> Iterable[dict[str, Any]]:
+    current = session.current()
+    cursor = ""
+    while True:
+        page = current.call(current.plane.runs(limit=200, cursor=cursor))
+        yield from page["runs"]
+        cursor = page["next"] or ""
+        if not cursor:
+            return
+
+
+def _gpus(run: dict[str, Any]) -> str:
+    models = [gpu["model"] for lease in run["leases"] for gpu in lease["gpus"]]
+    return ", ".join(f"{models.count(m)} × {m}" if models.count(m) > 1 else m for m in dict.fromkeys(models))
+
+
+def _operators(run: dict[str, Any]) -> str:
+    return ", ".join(dict.fromkeys(lease["operator_name"] for lease in run["leases"]))
+
+
+def _accrued(run: dict[str, Any]) -> str:
+    return format_dc(int(run["cost"]["accrued_dc"]))
+
+
+_GROUPS = {
+    "gpu": _gpus,
+    "operator": _operators,
+    "name": lambda run: str(run["name"]),
+    "kind": lambda run: str(run["kind"]),
+}
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
+    for row in (head, *rows):
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, default=_jsonable)
+    print()
+
+
+def _jsonable(value: Any) -> Any:
+    return str(value) if isinstance(value, Decimal) else repr(value)
