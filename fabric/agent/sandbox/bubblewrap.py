@@ -19,6 +19,7 @@ from fabric.agent.sandbox import seccomp
 from fabric.agent.sandbox.child import Child
 from fabric.agent.sandbox.launcher import Ends, Launcher, ends
 from fabric.agent.sandbox.spec import ChildSpec, SandboxError, environment
+from fabric.agent.sandbox.uids import fresh_uids
 
 _UID_INSIDE = 65534
 _SETUP_S = 20
@@ -41,6 +42,7 @@ class Bubblewrap:
         self._bwrap = _program("bwrap", "bubblewrap")
         self._setpriv = _program("setpriv", "util-linux")
         self._filter = seccomp.program(platform.machine())
+        self._uids = fresh_uids()
 
     def launch(self, spec: ChildSpec) -> Child:
         return self._launcher.call(lambda: self._start(spec))
@@ -49,9 +51,9 @@ class Bubblewrap:
         self._launcher.close()
 
     def _start(self, spec: ChildSpec) -> Child:
-        as_root = os.geteuid() == 0
-        with ends(spec.uid if as_root else None) as made, _Setup() as setup:
-            process = made.start(self._command(spec, made, setup, as_root), env={}, inherit=setup.fds)
+        uid = (spec.uid or next(self._uids)) if os.geteuid() == 0 else None
+        with ends(uid) as made, _Setup() as setup:
+            process = made.start(self._command(spec, made, setup, uid), env={}, inherit=setup.fds)
             setup.close_childs_ends()
             try:
                 pid, pidfd = _let_in(spec, setup)
@@ -69,10 +71,10 @@ class Bubblewrap:
                 launcher=self._launcher,
             )
 
-    def _command(self, spec: ChildSpec, made: Ends, setup: "_Setup", as_root: bool) -> list[str]:
-        system = [*_namespaces(as_root), *_files(spec), *_environment(spec)]
-        system += setup.arguments(self._filter, spec.uid if as_root else _UID_INSIDE)
-        become = self._become(spec.uid) if as_root else []
+    def _command(self, spec: ChildSpec, made: Ends, setup: "_Setup", uid: int | None) -> list[str]:
+        system = [*_namespaces(as_root=uid is not None), *_files(spec), *_environment(spec)]
+        system += setup.arguments(self._filter, _UID_INSIDE if uid is None else uid)
+        become = [] if uid is None else self._become(uid)
         return [self._bwrap, *system, "--", *become, *spec.argv, str(made.theirs.fileno())]
 
     def _become(self, uid: int) -> list[str]:
@@ -156,7 +158,7 @@ def _let_in(spec: ChildSpec, setup: _Setup) -> tuple[int, int]:
     return pid, pidfd
 
 
-def _namespaces(as_root: bool) -> list[str]:
+def _namespaces(*, as_root: bool) -> list[str]:
     shared_by_both = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--unshare-net"]
     ours = [*shared_by_both, "--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     if as_root:

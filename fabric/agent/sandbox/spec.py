@@ -54,7 +54,7 @@ class ChildSpec:
         env: added to the few variables that every child has. Secrets do not belong here but into the socket.
         devices: device nodes of the lease, for example ``/dev/nvidia0``, ``/dev/nvidiactl``, ``/dev/nvidia-uvm``.
         gpu_uuids: become CUDA_VISIBLE_DEVICES, in this order; none hides every GPU.
-        uid: the user of this lease when the node's process is root; ignored otherwise.
+        uid: the child's user when the node's process is root, else ignored; left out, each child gets one of its own.
         limits: see `Limits`.
     """
 
@@ -63,13 +63,13 @@ class ChildSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[Path, ...] = ()
     gpu_uuids: tuple[str, ...] = ()
-    uid: int = 65534
+    uid: int | None = None
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         if not self.argv:
             raise ValueError("a child needs a program: argv is empty")
-        if self.uid <= 0:
+        if self.uid is not None and self.uid <= 0:
             raise ValueError(f"uid {self.uid}; a child never runs as root")
         for path in (*self.devices, *(bind.path for bind in self.binds)):
             if not path.is_absolute():

@@ -31,7 +31,7 @@ def box():
 
 def spec(code, **more):
     binds, env = needs()
-    more = {"binds": binds, "env": env, "uid": 200_001, **more}
+    more = {"binds": binds, "env": env, **more}
     return ChildSpec(argv=(sys.executable, "-P", "-c", SPEAK + code), **more)
 
 
@@ -78,6 +78,12 @@ def test_a_child_is_never_root_and_sees_only_itself(box):
     uid, pids = answer(box, "(os.getuid(), [p for p in os.listdir('/proc') if p.isdigit()])")
     assert uid != 0
     assert len(pids) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give each child a user of its own")
+def test_each_child_of_root_is_a_user_of_its_own(box):
+    assert answer(box, "os.getuid()") != answer(box, "os.getuid()")
+    assert answer(box, "(os.getuid(), os.getgid(), os.getgroups())", uid=4321) == (4321, 4321, [])
 
 
 def test_a_child_can_name_its_standard_output(box):

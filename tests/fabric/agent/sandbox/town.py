@@ -74,12 +74,10 @@ def answer(listener):
         connection.close()
 
 
-def child(isolation, script, *arguments, uid, read_only):
+def child(isolation, script, *arguments, read_only):
     binds, env = needs()
     argv = (sys.executable, "-P", *script, *arguments)
-    return isolation.launch(
-        ChildSpec(argv=argv, binds=(*binds, Bind(HERE), Bind(read_only)), env=env, uid=uid, limits=LIMITS)
-    )
+    return isolation.launch(ChildSpec(argv=argv, binds=(*binds, Bind(HERE), Bind(read_only)), env=env, limits=LIMITS))
 
 
 def burgle(isolation):
@@ -94,13 +92,13 @@ def burgle(isolation):
         )
         town = json.loads(victim.stdout.readline())
         files = [f"{folder}/lease-{secrets.token_hex(8)}" for folder in ("/tmp", "/dev/shm")]
-        neighbour = child(isolation, ("-c", NEIGHBOUR), *files, uid=200_001, read_only=Path(read_only))
+        neighbour = child(isolation, ("-c", NEIGHBOUR), *files, read_only=Path(read_only))
         neighbour.socket.send(" ".join(files).encode())
         assert neighbour.socket.recv(99) == b"written"
         town |= {"token": token, "read_only_bind": read_only, "home": os.environ.get("HOME", "/root")}
         town |= {"neighbours_tmp_file": files[0], "neighbours_shm_file": files[1]}
         town |= {name: getattr(LIMITS, name) for name in LIMITS.__slots__}
-        burglar = child(isolation, (str(HERE / "burglar.py"),), uid=200_002, read_only=Path(read_only))
+        burglar = child(isolation, (str(HERE / "burglar.py"),), read_only=Path(read_only))
         burglar.socket.sendall(json.dumps(town).encode())
         outcome = b"".join(iter(lambda: burglar.socket.recv(1 << 16), b""))
         said = os.read(burglar.stderr_fd, 9999).decode() if not outcome else ""
