@@ -28,6 +28,8 @@ KNOWN_KEYS = frozenset(
         "FABRIC_EPOCH_S",
         "FABRIC_DISPUTE_WINDOW_S",
         "FABRIC_TEST_BCT_PRICE_DC",
+        "FABRIC_BLOB_QUOTA_BYTES",
+        "FABRIC_MAX_BLOB_BYTES",
         "FABRIC_LOG_LEVEL",
         # chain
         "FABRIC_CHAIN_URL",

@@ -1,0 +1,88 @@
+"""Starts a control plane: `python -P -m api`. Settings come from `FABRIC_` keys of the environment.
+
+Exit codes: 0 stopped as asked, 1 database or bootstrap file cannot be used, 2 wrong settings, 3 the port is taken.
+"""
+
+import logging
+import os
+import socket
+import sys
+from typing import NoReturn
+
+import structlog
+import uvicorn
+from pydantic import ValidationError
+
+from api.app import create_app
+from api.bootstrap import BootstrapError
+from api.database import DatabaseUnusable
+from api.settings import Settings
+from fabric.wire.clock import SystemClock
+from fabric.wire.keys import UnknownKey, refuse_unknown
+from fabric.wire.link import MAX_MESSAGE_BYTES
+
+EXIT_UNUSABLE, EXIT_SETTINGS, EXIT_PORT = 1, 2, 3
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    settings = _settings()
+    _log_as_json(settings.log_level)
+    listener = _listen(settings.host, settings.port)
+    try:
+        app = create_app(settings, SystemClock())
+    except (DatabaseUnusable, BootstrapError) as error:
+        _stop(str(error), EXIT_UNUSABLE)
+    host, port = listener.getsockname()[:2]
+    structlog.get_logger(__name__).info("control plane listens", url=f"http://{host}:{port}")
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, ws_max_size=MAX_MESSAGE_BYTES, timeout_graceful_shutdown=5
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _settings() -> Settings:
+    try:
+        refuse_unknown(os.environ)
+        return Settings()
+    except (UnknownKey, ValidationError) as error:
+        _stop(str(error), EXIT_SETTINGS)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind first, so that a taken port is refused before the database is touched."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(256)
+    except OSError as error:
+        _stop(f"cannot listen on {host}:{port}: {error.strerror}; set FABRIC_PORT to a free port", EXIT_PORT)
+    return listener
+
+
+def _log_as_json(level: str) -> None:
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        _stop(f"FABRIC_LOG_LEVEL is {level!r}; allowed: debug, info, warning, error", EXIT_SETTINGS)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"{message}\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

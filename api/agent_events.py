@@ -1,0 +1,145 @@
+"""What an agent says about its leases, nodes and tasks, written to the rows; receipts go to `api.metering`."""
+
+from typing import Any
+
+import structlog
+from sqlalchemy import select
+from sqlmodel import Session, col
+
+from api import inventory, transitions
+from api.lifecycle import ENDED_MS, LeaseEvent
+from api.plane import Plane
+from api.tables import AttemptRow, ClusterRow, LeaseRow, LeaseRunRow, RunRow
+from fabric.wire import link
+from fabric.wire.machines import (
+    ACTIVE_LEASE_STATES,
+    RUN_EDGES,
+    TASK_EDGES,
+    LeaseState,
+    RunState,
+    TaskState,
+    is_terminal,
+    step,
+)
+from fabric.wire.reasons import EXPLANATIONS, Reason
+
+_log = structlog.get_logger(__name__)
+
+
+class AgentEvents:
+    """The messages of one cluster's agent, in their order. An answer that is not empty ends the connection."""
+
+    def __init__(self, plane: Plane, operator: str, cluster: str) -> None:
+        self._plane = plane
+        self._operator = operator
+        self._cluster = cluster
+        self._lost: list[str] = []
+
+    def lost_changed(self, lost: list[str]) -> bool:
+        """Whether a heartbeat says something new."""
+        return sorted(lost) != self._lost
+
+    def handle(self, message: Any) -> str:
+        """Write one message; returns why the connection ends, or "" to go on."""
+        if isinstance(message, link.Logs):
+            self._logs(message)
+            return ""
+        with self._plane.database.write() as session:
+            if isinstance(message, link.Opened):
+                self._opened(session, message)
+            elif isinstance(message, link.Ended):
+                self._ended(session, message)
+            elif isinstance(message, link.WorkDone):
+                self._work_done(session, message)
+            elif isinstance(message, link.Heartbeat):
+                self._heartbeat(session, message)
+            elif isinstance(message, link.Inventory):
+                return self._inventory(session, message)
+            else:
+                return f"a {message.kind} is not for the control plane"
+        return ""
+
+    def _lease(self, session: Session, lease: str, generation: int) -> LeaseRow | None:
+        row = session.get(LeaseRow, lease)
+        if row is None or row.cluster != self._cluster or row.generation != generation:
+            _log.info("message about a lease that is over", lease=lease, generation=generation, cluster=self._cluster)
+            return None
+        return row
+
+    def _opened(self, session: Session, message: link.Opened) -> None:
+        lease = self._lease(session, message.lease, message.generation)
+        if lease is not None:
+            transitions.lease_event(self._plane, session, lease, LeaseEvent.OPENED)
+
+    def _ended(self, session: Session, message: link.Ended) -> None:
+        """Before OPEN it is over at once; after it, the CLOSE receipt says how long it was."""
+        lease = self._lease(session, message.lease, message.generation)
+        if lease is None or LeaseState(lease.state) not in ACTIVE_LEASE_STATES:
+            return
+        reason = _reason(message.reason)
+        if lease.opened_ms is None and lease.last_seq < 0:
+            transitions.lease_event(self._plane, session, lease, LeaseEvent.ENDED_UNOPENED, reason)
+            return
+        transitions.lease_event(self._plane, session, lease, LeaseEvent.RELEASE, reason)
+        lease.lost_at_ms = self._plane.now_ms() + ENDED_MS
+        session.add(lease)
+
+    def _work_done(self, session: Session, message: link.WorkDone) -> None:
+        """The end of a detached task; one of an older attempt or generation changes nothing."""
+        attempt = session.get(AttemptRow, (message.run, message.task, message.attempt))
+        lease = self._lease(session, message.lease, message.generation)
+        if attempt is None or lease is None or attempt.lease != lease.id or attempt.state != TaskState.SENT.value:
+            return
+        reason = _reason(message.reason)
+        ended = TaskState.DONE if reason is Reason.DONE else TaskState.FAILED
+        attempt.state = step(TASK_EDGES, TaskState(attempt.state), ended).value
+        attempt.reason, attempt.message, attempt.exit_code = reason, message.message, message.exit_code
+        attempt.ended_ms = self._plane.now_ms()
+        session.add(attempt)
+        run = session.get_one(RunRow, message.run)
+        if is_terminal(RUN_EDGES, RunState(run.state)) or run.state == RunState.CANCELLING.value:
+            return
+        run.result_blob, run.result_message = message.result, message.message
+        text = message.message or EXPLANATIONS[reason]
+        transitions.attempt_ended(self._plane, session, run, reason, text, exit_code=message.exit_code)
+        transitions.lease_event(self._plane, session, lease, LeaseEvent.RELEASE, reason)
+
+    def _heartbeat(self, session: Session, message: link.Heartbeat) -> None:
+        """Leases on a node that was lost end; what the agent can still close, it closes."""
+        self._lost = sorted(message.lost_nodes)
+        newly = inventory.write_lost(session, self._cluster, message.lost_nodes)
+        active = [state.value for state in ACTIVE_LEASE_STATES]
+        leases = select(LeaseRow).where(
+            col(LeaseRow.cluster) == self._cluster, col(LeaseRow.node).in_(newly), col(LeaseRow.state).in_(active)
+        )
+        for lease in session.scalars(leases):
+            transitions.lease_event(self._plane, session, lease, LeaseEvent.RELEASE, Reason.OPERATOR_LOST)
+            lease.lost_at_ms = self._plane.now_ms() + ENDED_MS
+            session.add(lease)
+
+    def _inventory(self, session: Session, message: link.Inventory) -> str:
+        problem = inventory.problem_of(message.nodes, allow_simulated=self._plane.settings.allow_simulated)
+        if not problem:
+            cluster = session.get_one(ClusterRow, self._cluster)
+            inventory.write_nodes(self._plane, session, cluster, message.nodes)
+        return problem
+
+    def _logs(self, message: link.Logs) -> None:
+        """Kept when the run used a lease of this operator."""
+        with self._plane.database.read() as session:
+            mine = (
+                select(LeaseRunRow)
+                .join(LeaseRow, col(LeaseRow.id) == col(LeaseRunRow.lease))
+                .where(col(LeaseRunRow.run) == message.run, col(LeaseRow.operator) == self._operator)
+                .limit(1)
+            )
+            known = session.scalar(mine) is not None
+        if known and message.lines:
+            self._plane.logs.append(message.run, message.lines)
+
+
+def _reason(text: str) -> Reason:
+    try:
+        return Reason(text)
+    except ValueError:
+        return Reason.INTERNAL_ERROR

@@ -1,0 +1,421 @@
+"""Runs and leases as customers ask for them: submit, wait in the queue, more leases, release, cancel, finish, sessions.
+
+Each method works inside the caller's transaction. Where a request goes is `fabric.placement`'s decision, what an event
+means `api.lifecycle`'s, what is written `api.granting`'s and `api.transitions`'.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col
+
+from api import fleet as fleets
+from api import transitions
+from api.database import say
+from api.decisions import explain, refused
+from api.errors import Conflict, NotFound
+from api.granting import default_budget_dc, grant, join
+from api.lifecycle import NEAR_SILENT_MS, LeaseEvent, RunStep, run_failed, run_finished
+from api.plane import Plane
+from api.schemas import RunRequest
+from api.signals import cluster_topic, run_topic
+from api.tables import ClusterRow, LeaseRow, RunRow, SessionRow
+from fabric.placement.answer import Placement, Refusal, Verdict
+from fabric.placement.fleet import Fleet
+from fabric.placement.place import as_held, offers, place
+from fabric.wire.errors import BudgetExhausted, InsufficientFunds, InvalidRequest, PriceExceeded
+from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal, step
+from fabric.wire.reasons import Reason
+from fabric.wire.retry import delay_s
+
+MAX_UNOPENED = 4
+"""Leases of one customer that may wait for their OPEN at the same time: so long nobody pays for them."""
+
+_QUEUE_BATCH = 200
+_USABLE = (LeaseState.GRANTED.value, LeaseState.OPEN.value)
+
+
+class Broker:
+    """The broker inside one transaction."""
+
+    def __init__(self, plane: Plane, session: Session) -> None:
+        self._plane = plane
+        self._session = session
+
+    def submit(self, customer: str, request: RunRequest) -> RunRow:
+        """Take a run: place it now, or queue what fits but is taken.
+
+        The same run sent again answers with the run that is there.
+
+        Raises:
+            NoCapacity: it never fits this fleet, or is taken and may not wait.
+            PriceExceeded: all that fits costs more than the cap.
+            InsufficientFunds, BudgetExhausted: not even the reserve of one lease can be held.
+            InvalidRequest: contradicts itself. Conflict: the id is used by another run.
+        """
+        known = self._session.get(RunRow, request.id)
+        if known is not None:
+            return self._same(known, customer, request)
+        _check(request)
+        self._session_of(customer, request.session)
+        run = self._new_run(customer, request)
+        if request.lease is not None:
+            self._register(run, request)
+        else:
+            self._start(run, request, raise_on_funds=True)
+        self._plane.metrics.runs.inc()
+        return run
+
+    def told(self, customer: str, request: RunRequest) -> tuple[RunRow, bool]:
+        """A run that its process sent to a lease by itself: noted, whatever became of the lease; and whether it is new.
+
+        Raises:
+            NotFound, InvalidRequest, Conflict: as `submit` with a `lease`.
+        """
+        known = self._session.get(RunRow, request.id)
+        if known is not None:
+            return self._same(known, customer, request), False
+        _check(request)
+        if request.lease is None:
+            raise InvalidRequest(f"run {request.id} has no `lease`; submit it to get one")
+        self._session_of(customer, request.session)
+        run = self._new_run(customer, request)
+        self._plane.metrics.runs.inc()
+        lease = self._held_lease(run, request)
+        join(self._session, lease.id, run.id, self._plane.now_ms())
+        self._started(run)
+        transitions.run_step(self._plane, self._session, run, RunStep(RunState.RUNNING))
+        return run, True
+
+    def plan(self, customer: str, request: RunRequest) -> tuple[RunRow, Placement]:
+        """What `submit` would do, and at what price; the caller rolls back.
+
+        Raises:
+            NoCapacity, PriceExceeded: as `submit`; also when it would have to wait.
+        """
+        _check(request)
+        fleet, decided = self._decide(request, [])
+        if isinstance(decided, Refusal):
+            raise refused(decided, request.max_price_dc, self._dearer(fleet, request))
+        run = self._new_run(customer, request, stored=False)
+        run.explain = explain(decided)
+        return run, decided
+
+    def more_leases(self, run: RunRow, count: int, exclude: Sequence[str]) -> RunRow:
+        """As many more leases for a map as fit now, at most `count`; none is an answer too."""
+        request = RunRequest.model_validate(run.request)
+        state = RunState(run.state)
+        if state is RunState.QUEUED:
+            self._try_queued(run, fleets.load(self._session, self._plane.now_ms()))
+        elif state in (RunState.STARTING, RunState.RUNNING):
+            try:
+                self._grant_up_to(run, request, count, list(exclude), None)
+            except (InsufficientFunds, BudgetExhausted) as error:
+                run.explain = {**run.explain, "text": error.message}
+                self._session.add(run)
+        return run
+
+    def cancel(self, run: RunRow) -> RunRow:
+        """Cancel; a run that is over stays as it ended."""
+        transitions.cancel(self._plane, self._session, run)
+        return run
+
+    def finish(self, run: RunRow, to: RunState, reason: str, message: str) -> RunRow:
+        """The run's own process says how it ended.
+
+        Raises:
+            Conflict: the run is detached: its agent says so, not a process.
+        """
+        if run.detached:
+            raise Conflict(f"run {run.id} is detached; it ends when its task does, or with cancel")
+        decided = run_finished(RunState(run.state), to, _reason(reason), message)
+        transitions.run_step(self._plane, self._session, run, decided)
+        return run
+
+    def release(self, lease: LeaseRow, generation: int, reason: str) -> LeaseRow:
+        """Give a lease back; a silent agent loses it at once. A lease that is over stays as it is.
+
+        Raises:
+            Conflict: another generation of an active lease.
+        """
+        if LeaseState(lease.state) not in ACTIVE_LEASE_STATES:
+            return lease
+        if generation != lease.generation:
+            raise Conflict(f"lease {lease.id} is at generation {lease.generation}, not {generation}")
+        self._end_lease(lease, _reason(reason))
+        return lease
+
+    def heartbeat(self, customer: str, session: str) -> None:
+        """The customer's process is alive.
+
+        Raises:
+            Conflict: the session is over.
+        """
+        row = self._session_of(customer, session)
+        row.last_heard_ms = self._plane.now_ms()
+        self._session.add(row)
+
+    def end_session(self, row: SessionRow, reason: Reason) -> None:
+        """Release every lease of a session and end its runs, except detached ones."""
+        if row.ended_ms is not None:
+            return
+        row.ended_ms = self._plane.now_ms()
+        self._session.add(row)
+        runs = select(RunRow).where(col(RunRow.session) == row.id, ~col(RunRow.detached))
+        for run in self._session.scalars(runs):
+            if not is_terminal(RUN_EDGES, RunState(run.state)):
+                self._client_gone(run)
+        leases = select(LeaseRow).join(RunRow, col(RunRow.id) == col(LeaseRow.run))
+        for lease in self._session.scalars(leases.where(col(LeaseRow.session) == row.id, ~col(RunRow.detached))):
+            if LeaseState(lease.state) in ACTIVE_LEASE_STATES:
+                self._end_lease(lease, reason)
+
+    def place_queued(self) -> int:
+        """Try the runs that wait, oldest first; returns how many were placed."""
+        now = self._plane.now_ms()
+        waiting = (
+            select(RunRow)
+            .where(col(RunRow.state) == RunState.QUEUED.value, col(RunRow.retry_at_ms) <= now)
+            .order_by(col(RunRow.created_ms), col(RunRow.id))
+            .limit(_QUEUE_BATCH)
+        )
+        runs = list(self._session.scalars(waiting))
+        fleet = fleets.load(self._session, now) if runs else None
+        return sum(self._try_queued(run, fleet) for run in runs) if fleet else 0
+
+    def expire_queued(self) -> int:
+        """End runs whose `queue_timeout` is over, or wait again where `retry` covers `no_capacity`."""
+        now = self._plane.now_ms()
+        due = select(RunRow).where(col(RunRow.state) == RunState.QUEUED.value, col(RunRow.queued_until_ms) <= now)
+        ended = 0
+        for run in list(self._session.scalars(due)):
+            ended += self._expire(run, now)
+        return ended
+
+    def _same(self, known: RunRow, customer: str, request: RunRequest) -> RunRow:
+        if known.customer != customer or known.request != _stored(request):
+            raise Conflict(f"run {request.id} exists and is another one; make a fresh id")
+        return known
+
+    def _new_run(self, customer: str, request: RunRequest, *, stored: bool = True) -> RunRow:
+        now = self._plane.now_ms()
+        detached = request.kind == "submit"
+        run = RunRow(
+            id=request.id,
+            customer=customer,
+            session=request.session,
+            kind=request.kind,
+            name=request.name,
+            state=RunState.QUEUED.value,
+            tier=request.tier,
+            detached=detached,
+            request=_stored(request),
+            budget_dc=request.budget_dc,
+            own_lease=detached or request.budget_dc is not None,
+            created_ms=now,
+            queued_until_ms=now + request.queue_timeout_ms,
+            tasks_total=request.tasks,
+            code=request.work.code if request.work else "",
+            args=request.work.args if request.work else "",
+        )
+        if stored:
+            self._session.add(run)
+            self._session.flush()
+        return run
+
+    def _session_of(self, customer: str, session: str) -> SessionRow:
+        now = self._plane.now_ms()
+        row = self._session.get(SessionRow, session)
+        if row is None:
+            row = SessionRow(id=session, customer=customer, created_ms=now, last_heard_ms=now)
+            self._session.add(row)
+            self._session.flush()
+        if row.customer != customer:
+            raise NotFound(f"there is no session {session}")
+        if row.ended_ms is not None:
+            raise Conflict(f"session {session} is over; start a new one")
+        row.last_heard_ms = now
+        self._session.add(row)
+        return row
+
+    def _register(self, run: RunRow, request: RunRequest) -> None:
+        """Let a run use a lease that its session holds; it is there already, so the run starts at once."""
+        lease = self._held_lease(run, request)
+        wanted = request.lease
+        if wanted is None or lease.generation != wanted.generation or lease.state not in _USABLE:
+            raise Conflict(f"lease {lease.id} is {lease.state} at generation {lease.generation}; ask for a new one")
+        join(self._session, lease.id, run.id, self._plane.now_ms())
+        self._started(run)
+        if lease.state == LeaseState.OPEN.value:
+            transitions.run_step(self._plane, self._session, run, RunStep(RunState.RUNNING))
+
+    def _held_lease(self, run: RunRow, request: RunRequest) -> LeaseRow:
+        """The lease of this session that a run names, at a price within the run's cap."""
+        lease = self._session.get(LeaseRow, request.lease.id) if request.lease else None
+        if lease is None or lease.customer != run.customer or lease.session != run.session:
+            raise NotFound(f"this session holds no lease {request.lease.id if request.lease else ''}")
+        if run.own_lease:
+            raise InvalidRequest("a run with `budget`, or a detached one, gets a lease of its own; leave out `lease`")
+        cap = request.max_price_dc
+        if cap is not None and lease.price_dc_per_gpu_hour > cap:
+            raise PriceExceeded(
+                f"the lease costs {lease.price_dc_per_gpu_hour} DC per GPU-hour, the cap is {cap}; ask for another",
+                max_price_dc=cap,
+                offers=[],
+            )
+        return lease
+
+    def _start(self, run: RunRow, request: RunRequest, *, raise_on_funds: bool) -> None:
+        """Place a new run, refuse it, or leave it in the queue."""
+        fleet, decided = self._decide(request, run.excluded_nodes)
+        if isinstance(decided, Refusal):
+            run.explain = explain(decided)
+            self._session.add(run)
+            waits = decided.kind is Verdict.TAKEN and request.queue_timeout_ms > 0
+            covered = "no_capacity" in request.retry.on and decided.kind is not Verdict.PRICE
+            if not (waits or covered):
+                raise refused(decided, request.max_price_dc, self._dearer(fleet, request))
+            return
+        try:
+            self._grant_up_to(run, request, request.leases, run.excluded_nodes, fleet)
+        except (InsufficientFunds, BudgetExhausted):
+            if raise_on_funds:
+                raise
+            reason = Reason.BUDGET_EXHAUSTED if run.budget_dc is not None else Reason.INSUFFICIENT_FUNDS
+            decided_step = run_failed(RunState(run.state), reason, "the next lease could not be paid")
+            transitions.run_step(self._plane, self._session, run, decided_step)
+
+    def _decide(self, request: RunRequest, exclude: Sequence[str]) -> tuple[Fleet, Placement | Refusal]:
+        """Placement in the fleet as it is; "never" only when an absent agent would not help either."""
+        now = self._plane.now_ms()
+        fleet = fleets.load(self._session, now)
+        decided = self._place(fleet, request, exclude)
+        if isinstance(decided, Refusal) and decided.kind is not Verdict.TAKEN:
+            known = fleets.load(self._session, now, known=True)
+            with_absent = self._place(known, request, exclude)
+            if isinstance(with_absent, Placement):
+                return known, Refusal(Verdict.TAKEN, decided.considered, decided.reasons, decided.nearest)
+            return known, with_absent
+        return fleet, decided
+
+    def _place(self, fleet: Fleet, request: RunRequest, exclude: Sequence[str]) -> Placement | Refusal:
+        allowed = self._plane.settings.allow_simulated
+        wanted = fleets.request_of(request, fleet, exclude=list(exclude), allow_simulated=allowed)
+        decided = place(fleet, wanted, now_ms=self._plane.now_ms())
+        if isinstance(decided, Placement) and decided.evicts:
+            return Refusal(Verdict.TAKEN, decided.explain.considered, decided.explain.rejected, ())
+        return decided
+
+    def _dearer(self, fleet: Fleet, request: RunRequest) -> list[Any]:
+        """What would fit at any price, for a refusal."""
+        free = request.model_copy(update={"max_price_dc": None})
+        allowed = self._plane.settings.allow_simulated
+        return offers(fleet, fleets.request_of(free, fleet, exclude=[], allow_simulated=allowed))
+
+    def _grant_up_to(
+        self, run: RunRow, request: RunRequest, count: int, exclude: Sequence[str], fleet: Fleet | None
+    ) -> int:
+        """Grant leases while they fit; a shortage of money counts only when the run got none."""
+        fleet = fleet or fleets.load(self._session, self._plane.now_ms())
+        granted = 0
+        room = MAX_UNOPENED - transitions.count_unopened(self._session, run.customer)
+        while granted < min(count, room):
+            placement = self._place(fleet, request, exclude)
+            if isinstance(placement, Refusal):
+                break
+            try:
+                with self._session.begin_nested():
+                    self._grant(run, request, placement)
+            except IntegrityError:
+                break
+            except (InsufficientFunds, BudgetExhausted):
+                if not granted:
+                    raise
+                break
+            fleet.take(as_held(placement, f"{run.id}/{granted}", safe_ms=self._plane.now_ms()))
+            granted += 1
+        return granted
+
+    def _grant(self, run: RunRow, request: RunRequest, placement: Placement) -> None:
+        if run.detached and run.budget_dc is None:
+            available = self._plane.ledger(self._session).balance(run.customer).available
+            run.budget_dc = default_budget_dc(placement, available)
+        grant(self._plane, self._session, run, placement, request.startup_timeout_ms)
+        if RunState(run.state) is RunState.QUEUED:
+            run.explain = explain(placement)
+            self._started(run)
+
+    def _started(self, run: RunRow) -> None:
+        step(RUN_EDGES, RunState(run.state), RunState.PLACING)
+        run.state = step(RUN_EDGES, RunState.PLACING, RunState.STARTING).value
+        run.reason = run.message = ""
+        run.placements += 1
+        self._session.add(run)
+        self._session.flush()
+        say(self._session, run_topic(run.id))
+
+    def _try_queued(self, run: RunRow, fleet: Fleet) -> bool:
+        request = RunRequest.model_validate(run.request)
+        try:
+            granted = self._grant_up_to(run, request, request.leases, run.excluded_nodes, fleet)
+        except (InsufficientFunds, BudgetExhausted) as error:
+            short = isinstance(error, BudgetExhausted)
+            reason = Reason.BUDGET_EXHAUSTED if short else Reason.INSUFFICIENT_FUNDS
+            decided = run_failed(RunState(run.state), reason, error.message)
+            transitions.run_step(self._plane, self._session, run, decided)
+            return False
+        return granted > 0
+
+    def _expire(self, run: RunRow, now_ms: int) -> bool:
+        request = RunRequest.model_validate(run.request)
+        delay = delay_s(transitions.retry_of(run), Reason.NO_CAPACITY, run.placements + 1)
+        if delay is not None and "no_capacity" in request.retry.on:
+            run.placements += 1
+            run.retry_at_ms = now_ms + round(delay * 1000)
+            run.queued_until_ms = run.retry_at_ms + request.queue_timeout_ms
+            self._session.add(run)
+            return False
+        text = f"nothing that fits became free within {request.queue_timeout_ms / 1000:g} s"
+        decided = run_failed(RunState(run.state), Reason.NO_CAPACITY, text)
+        return transitions.run_step(self._plane, self._session, run, decided)
+
+    def _client_gone(self, run: RunRow) -> None:
+        decided = run_failed(RunState(run.state), Reason.CLIENT_LOST, "the process that started the run is gone")
+        transitions.run_step(self._plane, self._session, run, decided)
+
+    def _end_lease(self, lease: LeaseRow, reason: Reason) -> None:
+        cluster = self._session.get(ClusterRow, lease.cluster)
+        silent = cluster is None or self._plane.now_ms() - cluster.last_heard_ms >= NEAR_SILENT_MS
+        event = LeaseEvent.LOST if silent else LeaseEvent.RELEASE
+        transitions.lease_event(self._plane, self._session, lease, event, reason)
+        say(self._session, cluster_topic(lease.cluster))
+
+
+def _check(request: RunRequest) -> None:
+    """What makes no sense whatever the fleet.
+
+    Raises:
+        InvalidRequest: says the member and what to do.
+    """
+    if request.kind == "submit" and request.work is None:
+        raise InvalidRequest("a `submit` needs `work`: the blobs of its code and arguments")
+    if request.kind != "submit" and request.work is not None:
+        raise InvalidRequest("`work` belongs to a `submit`; a run's own process sends its tasks itself")
+    if request.kind != "map" and request.leases > 1:
+        raise InvalidRequest(f"`leases` is {request.leases}; only a map uses several, a gang is `nodes`")
+    if request.network != "none":
+        raise InvalidRequest(f"network is {request.network!r}; no pool offers another than 'none' yet")
+
+
+def _stored(request: RunRequest) -> dict[str, Any]:
+    return request.model_dump(mode="json")
+
+
+def _reason(text: str) -> Reason:
+    try:
+        return Reason(text)
+    except ValueError:
+        allowed = ", ".join(sorted(Reason))
+        raise InvalidRequest(f"reason {text!r} is unknown; allowed: {allowed}") from None

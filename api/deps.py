@@ -1,0 +1,96 @@
+"""What routes ask for: the plane, one transaction per request, and who is calling."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlmodel import Session
+
+from api import keys
+from api.plane import Plane
+from api.tables import ApiKeyRow, CustomerRow
+from fabric.wire.errors import AuthError, PermissionDenied
+
+_bearer = HTTPBearer(auto_error=False, description="An API key of the customer's account")
+
+
+def plane_of(request: Request) -> Plane:
+    return request.app.state.plane
+
+
+PlaneDep = Annotated[Plane, Depends(plane_of)]
+
+
+def _write(plane: PlaneDep) -> Iterator[Session]:
+    with plane.database.write() as session:
+        yield session
+
+
+def _read(plane: PlaneDep) -> Iterator[Session]:
+    with plane.database.read() as session:
+        yield session
+
+
+WriteSession = Annotated[Session, Depends(_write, scope="function")]
+"""Committed before the answer is sent, rolled back when the route raises."""
+
+ReadSession = Annotated[Session, Depends(_read, scope="function")]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: a customer, and whether with an admin key."""
+
+    customer: str
+    name: str
+    test: bool
+    admin: bool
+
+
+def caller_of(plane: Plane, token: str | None) -> Caller:
+    """The customer whose API key this is.
+
+    Raises:
+        AuthError: no key, an unknown or a revoked one.
+    """
+    if not token:
+        raise AuthError("an API key is needed: Authorization: Bearer <key>; `fabric login` gets one")
+    with plane.database.read() as session:
+        key = session.get(ApiKeyRow, keys.sha256_hex(token))
+        customer = session.get(CustomerRow, key.customer) if key is not None and key.revoked_ms is None else None
+    if key is None or customer is None:
+        raise AuthError("this API key is not known here, or was revoked; check FABRIC_API_KEY and FABRIC_URL")
+    return Caller(customer.id, customer.name, customer.test, key.admin)
+
+
+def _token(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str | None:
+    return credentials.credentials if credentials else None
+
+
+Token = Annotated[str | None, Depends(_token)]
+
+
+def _caller(plane: PlaneDep, token: Token) -> Caller:
+    return caller_of(plane, token)
+
+
+CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+def _admin(caller: CallerDep) -> Caller:
+    if not caller.admin:
+        raise PermissionDenied("this needs an admin key")
+    return caller
+
+
+AdminDep = Annotated[Caller, Depends(_admin)]
+
+
+def _agent(plane: PlaneDep, token: Token) -> str:
+    return keys.read_blob_token(plane.token_key, token or "", plane.now_ms())
+
+
+AgentOperator = Annotated[str, Depends(_agent)]
+"""The operator whose blob token this is."""

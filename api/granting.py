@@ -1,0 +1,125 @@
+"""Turns a placement into leases with their holds, in the caller's transaction. Decides no placement."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import update
+from sqlmodel import Session
+
+from api import nonces
+from api.database import say
+from api.fleet import split_node
+from api.plane import Plane
+from api.signals import cluster_topic, run_topic
+from api.tables import GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, NodeRow, RunRow
+from fabric.placement.answer import Placement
+from fabric.placement.inventory import Assignment
+from fabric.wire.errors import BudgetExhausted, InsufficientFunds
+from fabric.wire.ids import new_id
+from fabric.wire.machines import LeaseState
+from ledger.pricing import PricedShare, StopReason, hold_size
+
+NOTICE_MS = {"spot": 30_000, "on_demand": 5_000, "reserved": 5_000}
+"""What a lease of each tier is promised before it is stopped; the hold's reserve pays it."""
+
+_DAY_MS = 86_400_000
+_HOUR_MS = 3_600_000
+
+
+def default_budget_dc(placement: Placement, available_dc: int) -> int:
+    """What a detached run without a budget may cost: a day at the placed price, at most what is there."""
+    return min(placement.price_dc_per_hour_up * _DAY_MS // _HOUR_MS, available_dc)
+
+
+def grant(plane: Plane, session: Session, run: RunRow, placement: Placement, startup_timeout_ms: int) -> list[LeaseRow]:
+    """One lease for each node of the placement, each with its hold; all or none.
+
+    Raises:
+        InsufficientFunds: not even the reserve can be held.
+        BudgetExhausted: likewise, because of the run's budget.
+    """
+    return [_grant_one(plane, session, run, placement, part, startup_timeout_ms) for part in placement.assignments]
+
+
+def join(session: Session, lease: str, run: str, now_ms: int) -> None:
+    """Note that a run uses a lease."""
+    if session.get(LeaseRunRow, (lease, run)) is None:
+        session.add(LeaseRunRow(lease=lease, run=run, joined_ms=now_ms))
+        session.flush()
+
+
+def _grant_one(
+    plane: Plane, session: Session, run: RunRow, placement: Placement, part: Assignment, startup_timeout_ms: int
+) -> LeaseRow:
+    now = plane.now_ms()
+    cluster, node = split_node(part.node)
+    row = session.get(NodeRow, (cluster, node))
+    lease = LeaseRow(
+        id=new_id("lease"),
+        generation=1,
+        customer=run.customer,
+        session=run.session,
+        run=run.id,
+        operator=placement.operator,
+        cluster=cluster,
+        node=node,
+        region=row.region if row else "",
+        tier=placement.tier,
+        state=LeaseState.GRANTED.value,
+        price_dc_per_gpu_hour=placement.price_dc_per_gpu_hour,
+        notice_ms=NOTICE_MS[placement.tier],
+        cpu_milli=part.cpu_milli,
+        memory_bytes=part.memory_bytes,
+        disk_bytes=part.disk_bytes,
+        startup_timeout_ms=startup_timeout_ms,
+        grant_nonce=nonces.issue(session, cluster, now).seq or 0,
+        granted_ms=now,
+        topped_up_ms=now,
+    )
+    session.add(lease)
+    session.flush()
+    _take_gpus(session, lease, part)
+    _hold(plane, session, run, lease, part)
+    join(session, lease.id, run.id, now)
+    plane.metrics.leases.inc()
+    say(session, cluster_topic(cluster), run_topic(run.id))
+    return lease
+
+
+def _take_gpus(session: Session, lease: LeaseRow, part: Assignment) -> None:
+    """The database refuses this when another lease was faster, whatever placement thought."""
+    for position, share in enumerate(part.gpus):
+        session.execute(
+            update(GpuRow).where(GpuRow.uuid == share.uuid).values(used_milli=GpuRow.used_milli + share.milli)  # type: ignore[arg-type]
+        )
+        session.add(
+            LeaseGpuRow(lease=lease.id, gpu=share.uuid, position=position, share_milli=share.milli, active=True)
+        )
+    session.flush()
+
+
+def _hold(plane: Plane, session: Session, run: RunRow, lease: LeaseRow, part: Assignment) -> None:
+    ledger = plane.ledger(session)
+    available = ledger.balance(run.customer).available
+    left = None if run.budget_dc is None else run.budget_dc - ledger.committed_dc(run.id)
+    shares = priced_shares(lease, [share.milli for share in part.gpus])
+    size = hold_size(shares, notice_ms=lease.notice_ms, available_dc=available, budget_left_dc=left)
+    if size.refused is StopReason.BUDGET_EXHAUSTED:
+        raise BudgetExhausted(
+            f"the budget has {left} DC left, the lease needs at least {size.reserve_dc} DC set aside; raise `budget`",
+            budget_dc=run.budget_dc,
+            needed_dc=size.reserve_dc,
+        )
+    if size.refused is not None:
+        raise InsufficientFunds(
+            f"{available} DC are available and the lease needs at least {size.reserve_dc} DC set aside; deposit DC",
+            needed_dc=size.reserve_dc,
+            available_dc=available,
+        )
+    ledger.hold(lease.id, run.id, run.customer, size.dc, f"hold/{lease.id}", budget_dc=run.budget_dc)
+    lease.set_aside_dc = size.dc
+    session.add(lease)
+
+
+def priced_shares(lease: LeaseRow, millis: Sequence[int]) -> list[PricedShare]:
+    """The lease's GPUs as the ledger prices them."""
+    return [PricedShare(milli, lease.price_dc_per_gpu_hour) for milli in millis]

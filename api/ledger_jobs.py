@@ -1,0 +1,69 @@
+"""The ledger's jobs that time starts: sealing, finality, closing epochs; run where the database lock is held.
+
+What they compute is the ledger's; this decides only when, and which epochs are due.
+"""
+
+from sqlalchemy import func, select
+from sqlmodel import Session
+
+from api import locks
+from api.plane import Plane
+from ledger import queries
+from ledger.closing import EpochTerms
+from ledger.epoch import EpochClock
+from ledger.sealer import Sealer
+from ledger.tables import UsageRow
+
+_LOCK = "ledger"
+_CLOSES_PER_TICK = 20
+
+
+def tick(plane: Plane) -> None:
+    """Seal what was booked, make final what is due, close epochs that are over; each in its own transaction."""
+    with plane.database.write() as session:
+        if locks.hold(plane, session, _LOCK) is None:
+            return
+        plane.ledger(session).finalise_usage()
+        Sealer(session).seal(plane.now_ms())
+    close_over(plane)
+
+
+def close_over(plane: Plane) -> list[int]:
+    """Close every epoch that is over, in order, at most a few at a time; returns their numbers."""
+    closed: list[int] = []
+    while len(closed) < _CLOSES_PER_TICK:
+        with plane.database.write() as session:
+            number = due(plane, session)
+            if number is None or locks.hold(plane, session, _LOCK) is None:
+                return closed
+            plane.ledger(session).close_epoch(number, EpochTerms(payer_salt=plane.payer_salt))
+            closed.append(number)
+    return closed
+
+
+def due(plane: Plane, session: Session) -> int | None:
+    """The next epoch to close, if it is over; the first one is that of the first usage."""
+    number = next_epoch(plane, session)
+    if number is None or plane.now_ms() < clock_of(plane).end(number):
+        return None
+    return number
+
+
+def next_epoch(plane: Plane, session: Session) -> int | None:
+    """The oldest epoch that is not closed; None before the first usage."""
+    last = queries.epochs(session, limit=1).items
+    if last:
+        return last[0].n + 1
+    first = session.scalar(select(func.min(UsageRow.accepted_ms)))  # type: ignore[arg-type]
+    return None if first is None else clock_of(plane).at(first + plane.ledger_settings.final_after_ms)
+
+
+def clock_of(plane: Plane) -> EpochClock:
+    settings = plane.ledger_settings
+    return EpochClock(settings.genesis_ms, settings.epoch_ms)
+
+
+def epoch_of_last_usage(plane: Plane, session: Session, before_ms: int) -> int | None:
+    """The epoch in which the last usage accepted before a moment becomes final; None when there is none."""
+    last = session.scalar(select(func.max(UsageRow.accepted_ms)).where(UsageRow.accepted_ms <= before_ms))  # type: ignore[arg-type]
+    return None if last is None else clock_of(plane).at(last + plane.ledger_settings.final_after_ms)

@@ -1,0 +1,129 @@
+"""Everything one control plane process has, built once and handed to whoever needs it: nothing is global."""
+
+import secrets
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+
+from nacl.signing import SigningKey
+from sqlalchemy import func, select
+from sqlmodel import Session
+
+from api import keys
+from api.blobs import Blobs
+from api.database import Database, DatabaseUnusable
+from api.logs import Logs
+from api.metrics import Metrics
+from api.schema import migrate
+from api.settings import Settings
+from api.signals import Signals
+from api.steady import SteadyClock
+from api.tables import FactRow, UptimeRow
+from fabric.wire.clock import Clock
+from fabric.wire.ids import new_id
+from ledger.settings import LedgerSettings
+from ledger.store import Ledger
+
+_FABRIC_ID, _PAYER_SALT, _GENESIS, _EPOCH_MS = "fabric_id", "payer_salt", "genesis_ms", "epoch_ms"
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The parts that shells share. `life` names this life of the process."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    signals: Signals
+    blobs: Blobs
+    logs: Logs
+    metrics: Metrics
+    token_key: SigningKey
+    fabric_id: str
+    payer_salt: bytes
+    ledger_settings: LedgerSettings
+    life: str
+    version: str
+
+    def ledger(self, session: Session) -> Ledger:
+        """The ledger inside one transaction."""
+        return Ledger(session, self.clock, self.ledger_settings)
+
+    def now_ms(self) -> int:
+        return self.clock.now_ms()
+
+
+def build(settings: Settings, clock: Clock) -> Plane:
+    """Open the state directory and the database, migrate it, and put the parts together.
+
+    Raises:
+        DatabaseUnusable: corrupt, or of a newer version of this program.
+    """
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    signals = Signals()
+    database = Database(settings.sqlalchemy_url, signals.notify)
+    try:
+        database.check()
+        migrate(database)
+        life = new_id("life")
+        steady, facts = _begin(database, clock, life, settings)
+    except BaseException:
+        database.close()
+        raise
+    return Plane(
+        settings=settings,
+        clock=steady,
+        database=database,
+        signals=signals,
+        blobs=Blobs(
+            settings.state_dir / "blobs",
+            database,
+            steady,
+            quota_bytes=settings.blob_quota_bytes,
+            max_bytes=settings.max_blob_bytes,
+        ),
+        logs=Logs(settings.state_dir / "logs", database, signals),
+        metrics=Metrics(),
+        token_key=keys.load_or_make(settings.state_dir / "token.key"),
+        fabric_id=facts[_FABRIC_ID],
+        payer_salt=bytes.fromhex(facts[_PAYER_SALT]),
+        ledger_settings=replace(settings.ledger, genesis_ms=int(facts[_GENESIS])),
+        life=life,
+        version=_version(),
+    )
+
+
+def _begin(database: Database, clock: Clock, life: str, settings: Settings) -> tuple[SteadyClock, dict[str, str]]:
+    """Note that a life begins, its clock no earlier than the last one ended; facts are made on the first start."""
+    with database.write() as session:
+        last = session.scalar(select(func.max(UptimeRow.last_seen_ms)))  # type: ignore[arg-type]
+        steady = SteadyClock(clock, not_before_ms=last or 0)
+        now = steady.now_ms()
+        session.add(UptimeRow(id=life, started_ms=now, last_seen_ms=now))
+        epoch_ms = settings.ledger.epoch_ms
+        facts = {
+            _FABRIC_ID: secrets.token_hex(16),
+            _PAYER_SALT: secrets.token_hex(32),
+            _GENESIS: str(now - now % epoch_ms),
+            _EPOCH_MS: str(epoch_ms),
+        }
+        for name, value in facts.items():
+            facts[name] = _fact(session, name, value)
+    if facts[_EPOCH_MS] != str(epoch_ms):
+        raise DatabaseUnusable(
+            f"the epochs of this fabric are {int(facts[_EPOCH_MS]) // 1000} s long, FABRIC_EPOCH_S says "
+            f"{settings.epoch_s}; set it back, or use another state directory"
+        )
+    return steady, facts
+
+
+def _fact(session: Session, name: str, value: str) -> str:
+    row = session.get(FactRow, name) or FactRow(name=name, value=value)
+    session.add(row)
+    return row.value
+
+
+def _version() -> str:
+    try:
+        return version("berkeley-compute")
+    except PackageNotFoundError:
+        return "0.1.0"

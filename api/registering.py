@@ -1,0 +1,76 @@
+"""Runs that a session sent straight to a lease it holds, told of afterwards, several at a time."""
+
+from collections.abc import Sequence
+
+from sqlmodel import Session
+
+from api import transitions
+from api.broker import Broker
+from api.errors import NotFound
+from api.lifecycle import run_finished
+from api.plane import Plane
+from api.schemas import ToldRun
+from api.tables import LeaseRow, LeaseRunRow, ReceiptRow, RunRow
+from fabric.wire.errors import InvalidRequest
+from fabric.wire.machines import RUN_EDGES, RunState, is_terminal
+from fabric.wire.reasons import EXPLANATIONS, Reason
+from fabric.wire.receipts import RunLine, SignedReceipt
+
+
+def register(plane: Plane, session: Session, customer: str, name: str, told: Sequence[ToldRun]) -> list[str]:
+    """Note runs on leases of this session, and how those that are over ended; told again only the state moves on.
+
+    A lease may be over by the time its runs are told of: they ran, and their part of its time is read from its
+    receipts.
+
+    Raises:
+        NotFound: the session holds no such lease, nor ever did.
+        InvalidRequest: a run without `lease`, of another session, or that needs a lease of its own.
+    """
+    broker = Broker(plane, session)
+    lines: dict[str, dict[str, RunLine]] = {}
+    for one in told:
+        if one.request.session != name:
+            raise InvalidRequest(f"run {one.request.id} names session {one.request.session}, this is {name}")
+        run, is_new = broker.told(customer, one.request)
+        if is_new:
+            _take_part(session, run, _lines(session, lines, one.request.lease.id if one.request.lease else ""))
+        _move_on(plane, session, run, one)
+    return [one.request.id for one in told]
+
+
+def _move_on(plane: Plane, session: Session, run: RunRow, told: ToldRun) -> None:
+    state = RunState(run.state)
+    if is_terminal(RUN_EDGES, state):
+        return
+    if told.state in (RunState.SUCCEEDED, RunState.FAILED):
+        decided = run_finished(state, RunState(told.state), Reason(told.reason or Reason.DONE), told.message)
+        transitions.run_step(plane, session, run, decided)
+        return
+    lease = transitions.leases_of(session, run.id)[-1]
+    if lease.closed_ms is not None and lease.reason != Reason.DONE:
+        reason = Reason(lease.reason)
+        transitions.attempt_ended(plane, session, run, reason, EXPLANATIONS[reason])
+
+
+def _lines(session: Session, known: dict[str, dict[str, RunLine]], lease_id: str) -> dict[str, RunLine]:
+    """What the lease's newest accepted receipt says of each run."""
+    if lease_id not in known:
+        lease = session.get(LeaseRow, lease_id)
+        if lease is None:
+            raise NotFound(f"this session holds no lease {lease_id}")
+        generation = lease.generation - (1 if lease.state == "LOST" else 0)
+        row = session.get(ReceiptRow, (lease_id, generation, lease.last_seq))
+        lines = SignedReceipt.from_bytes(row.signed).receipt.runs if row is not None else ()
+        known[lease_id] = {line.run: line for line in lines}
+    return known[lease_id]
+
+
+def _take_part(session: Session, run: RunRow, lines: dict[str, RunLine]) -> None:
+    line = lines.get(run.id)
+    if line is None:
+        return
+    for lease in transitions.leases_of(session, run.id):
+        row = session.get_one(LeaseRunRow, (lease.id, run.id))
+        row.gpu_ms, row.idle_ms, row.setup_ms = line.gpu_ms, line.idle_ms, line.setup_ms
+        session.add(row)

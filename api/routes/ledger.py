@@ -1,0 +1,136 @@
+"""The ledger: GPUs, parties, epochs and proofs for everybody; entries for their owner; closing for an admin."""
+
+from typing import Annotated, Any, Literal
+
+import anyio
+from anyio import to_thread
+from fastapi import APIRouter, Query, Response
+from sqlmodel import Session
+
+from api import ledger_jobs
+from api import ledger_schemas as schemas
+from api.deps import AdminDep, CallerDep, PlaneDep, ReadSession
+from api.errors import Conflict, NotFound
+from api.plane import Plane
+from ledger import queries
+from ledger.queries import Page, Party
+
+router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
+
+Limit = Annotated[int, Query(ge=1, le=queries.MAX_LIMIT)]
+Before = Annotated[int | None, Query(alias="cursor", description="`next` of the page before")]
+
+
+@router.get("/gpus", summary="Ids of GPUs that were ever used")
+def gpus(session: ReadSession, after: str = "", limit: Limit = 100) -> schemas.GpuIds:
+    return schemas.GpuIds(gpus=queries.gpus(session, after=after, limit=limit))
+
+
+@router.get("/gpus/{gpu_id}", summary="A GPU's use over its life, and its cash flow by epoch")
+def gpu(session: ReadSession, gpu_id: str, cursor: Before = None, limit: Limit = 100) -> schemas.GpuLedger:
+    found = queries.gpu(session, gpu_id.lower())
+    if found is None:
+        raise NotFound(f"GPU {gpu_id} was never used")
+    flow = queries.gpu_cash_flow(session, gpu_id.lower(), before=cursor, limit=limit)
+    return schemas.gpu_view(found, flow)
+
+
+@router.get("/{party}s/{name}", summary="What a pool, operator or holder earned, by epoch")
+def party(
+    session: ReadSession,
+    party: Literal["pool", "operator", "holder"],
+    name: str,
+    cursor: Before = None,
+    limit: Limit = 100,
+) -> schemas.PartyLedger:
+    who = Party(party)
+    flow = queries.cash_flow(session, who, name, before=cursor, limit=limit)
+    return schemas.party_view(queries.earnings(session, who, name), flow)
+
+
+@router.get("/epochs", summary="Closed epochs, newest first, and the one that runs")
+def epochs(plane: PlaneDep, session: ReadSession, cursor: Before = None, limit: Limit = 100) -> schemas.Epochs:
+    page = queries.epochs(session, before=cursor, limit=limit)
+    return schemas.Epochs(
+        epochs=[schemas.epoch_view(one) for one in page.items], next=page.next_cursor, current=_current(plane, session)
+    )
+
+
+@router.get("/epochs/{number}", summary="One closed epoch: totals, roots, usage and payouts")
+def epoch(session: ReadSession, number: int) -> schemas.EpochDetail:
+    found = queries.epoch(session, number)
+    if found is None:
+        raise NotFound(f"epoch {number} is not closed")
+    return schemas.epoch_detail(found, queries.epoch_usages(session, number), queries.payouts_upto(session, number))
+
+
+@router.get("/epochs/{number}/file", summary="The epoch's canonical file, from which anyone computes the same roots")
+def epoch_file(session: ReadSession, number: int) -> Response:
+    body = schemas.file_of(session, number)
+    if body is None:
+        raise NotFound(f"epoch {number} is not closed")
+    return Response(body, media_type="application/json")
+
+
+@router.get("/epochs/{number}/proofs/{leaf}", summary="Path of a leaf to its root: GPU, or GPU:holder")
+def proof(session: ReadSession, number: int, leaf: str) -> schemas.Proof:
+    gpu_id, _, holder = leaf.lower().partition(":")
+    found = (
+        queries.payout_proof(session, number, gpu_id, holder)
+        if holder
+        else queries.usage_proof(session, number, gpu_id)
+    )
+    if found is None:
+        raise NotFound(f"epoch {number} has no leaf {leaf}")
+    return schemas.proof_view(found)
+
+
+@router.get("/entries", summary="The account's entries, newest first; an admin sees all with `all=true`")
+def entries(
+    session: ReadSession,
+    caller: CallerDep,
+    cursor: Before = None,
+    limit: Limit = 100,
+    lease: str | None = None,
+    all: bool = False,  # noqa: A002 - the protocol's name
+) -> schemas.Entries:
+    customer = None if all and caller.admin else caller.customer
+    page: Page[Any] = queries.entries(session, customer=customer, lease_id=lease, before=cursor, limit=limit)
+    return schemas.Entries(entries=[schemas.entry_view(one) for one in page.items], next=page.next_cursor)
+
+
+@router.post("/epochs/close", summary="Make final what is due and close every epoch that is over (admin key)")
+async def close(plane: PlaneDep, _admin: AdminDep, wait_s: Annotated[float, Query(ge=0, le=60)] = 0) -> schemas.Closed:
+    """With `wait_s`: until everything charged so far is final and its epoch closed, or the time is over."""
+    asked_ms = plane.now_ms()
+    deadline = plane.clock.monotonic_ns() + int(wait_s * 1e9)
+    closed: list[int] = []
+    while True:
+        closed += await to_thread.run_sync(ledger_jobs.close_over, plane)
+        view = await to_thread.run_sync(_closed, plane, closed, asked_ms)
+        if not view.open_epochs or plane.clock.monotonic_ns() >= deadline:
+            break
+        await anyio.sleep(0.1)
+    if not closed and view.open_epochs and not wait_s:
+        raise Conflict(
+            f"epoch {view.current.n} ends at {view.current.ends_ms} ms; an epoch closes when it is over",
+            ends_ms=view.current.ends_ms,
+        )
+    return view
+
+
+def _closed(plane: Plane, closed: list[int], asked_ms: int) -> schemas.Closed:
+    """`open_epochs`: how many epochs with usage accepted before the question are still to be closed."""
+    with plane.database.read() as session:
+        following = ledger_jobs.next_epoch(plane, session)
+        last_due = ledger_jobs.epoch_of_last_usage(plane, session, asked_ms)
+        left = 0 if following is None or last_due is None else max(0, last_due - following + 1)
+        return schemas.Closed(closed=closed, open_epochs=left, current=_current(plane, session))
+
+
+def _current(plane: Plane, session: Session) -> schemas.CurrentEpoch:
+    number = plane.ledger(session).epoch_now()
+    span = ledger_jobs.clock_of(plane)
+    return schemas.CurrentEpoch(
+        n=number, started_ms=span.start(number), ends_ms=span.end(number), pending_dc=queries.pending_dc(session)
+    )

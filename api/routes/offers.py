@@ -1,0 +1,58 @@
+"""What could be bought now, at what price."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from sqlmodel import select
+
+from api import fleet as fleets
+from api import schemas
+from api.deps import PlaneDep, ReadSession
+from api.tables import OperatorRow
+from fabric.placement.answer import Offer
+from fabric.placement.fleet import Fleet
+from fabric.placement.place import offers as find_offers
+
+router = APIRouter(prefix="/v1/offers", tags=["offers"])
+
+
+@router.get("", summary="Offers that fit, cheapest first; no account is needed")
+def offers(
+    plane: PlaneDep,
+    session: ReadSession,
+    gpu: Annotated[list[str] | None, Query(description="GPU grammar; several are an ordered preference")] = None,
+    tier: Literal["spot", "on_demand", "reserved"] = "on_demand",
+    nodes: Annotated[int, Query(ge=1, le=1024)] = 1,
+    any: Annotated[bool, Query(description="the `gpu` parameters are a set")] = False,  # noqa: A002 - the protocol's name
+) -> schemas.Offers:
+    fleet = fleets.load(session, plane.now_ms())
+    wanted = schemas.RunRequest(id="offers", session="offers", gpu=gpu or [], gpu_any=any, tier=tier, nodes=nodes)
+    request = fleets.request_of(wanted, fleet, exclude=[], allow_simulated=plane.settings.allow_simulated)
+    names = {row.id: row.name for row in session.exec(select(OperatorRow))}
+    return schemas.Offers(offers=[_view(offer, fleet, names) for offer in find_offers(fleet, request)])
+
+
+def _view(offer: Offer, fleet: Fleet, names: dict[str, str]) -> schemas.Offer:
+    alike = [
+        gpu
+        for node in fleet.nodes.values()
+        if node.cluster == offer.cluster
+        for gpu in node.gpus
+        if (gpu.vendor, gpu.model, gpu.memory_bytes) == (offer.vendor, offer.model, offer.memory_bytes)
+    ]
+    return schemas.Offer(
+        operator=offer.operator,
+        operator_name=names.get(offer.operator, offer.operator),
+        region=offer.region,
+        vendor=offer.vendor,
+        model=offer.model,
+        memory_bytes=offer.memory_bytes,
+        count_free=offer.available * offer.nodes * offer.gpus_per_node,
+        count_total=len(alike),
+        per_node=offer.gpus_per_node,
+        tier=offer.tier,
+        price_dc_per_gpu_hour=offer.price_dc_per_gpu_hour,
+        reputation=offer.reputation,
+        verification=offer.verification,
+        simulated=offer.simulated,
+    )

@@ -1,0 +1,264 @@
+"""Writes what `api.lifecycle` decided about leases and runs, inside the caller's transaction.
+
+The only place that changes the state of a lease or a run once it exists.
+"""
+
+import structlog
+from sqlalchemy import func, select, update
+from sqlmodel import Session, col
+
+from api import nonces
+from api.database import say
+from api.lifecycle import (
+    NOT_BILLED_BACK,
+    Act,
+    LeaseEvent,
+    RunFacts,
+    RunStep,
+    billed_back_ms,
+    lease_step,
+    run_attempt_ended,
+    run_cancelled,
+    run_opened,
+)
+from api.plane import Plane
+from api.schemas import RunRequest
+from api.signals import CAPACITY, cluster_topic, logs_topic, run_topic
+from api.tables import AttemptRow, GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, RunRow
+from fabric.wire.machines import (
+    ACTIVE_LEASE_STATES,
+    RUN_EDGES,
+    TASK_EDGES,
+    LeaseState,
+    RunState,
+    TaskState,
+    is_terminal,
+    step,
+)
+from fabric.wire.reasons import EXPLANATIONS, Reason
+from fabric.wire.retry import Retry
+from ledger.errors import UsageIsFinal
+from ledger.leaves import gpu_id_hex
+
+_log = structlog.get_logger(__name__)
+_ACTIVE = [state.value for state in ACTIVE_LEASE_STATES]
+
+
+def lease_event(plane: Plane, session: Session, lease: LeaseRow, event: LeaseEvent, reason: str = "") -> bool:
+    """Apply an event to a lease and what follows from it to its runs; False when it came too late to matter."""
+    decided = lease_step(LeaseState(lease.state), event)
+    if decided is None:
+        return False
+    lease.state = decided.state.value
+    lease.reason = lease.reason or reason
+    if event is LeaseEvent.OPENED:
+        lease.opened_ms = plane.now_ms()
+        say(session, CAPACITY)
+    for act in decided.acts:
+        _ACTS[act](plane, session, lease)
+    session.add(lease)
+    session.flush()
+    _tell_runs(plane, session, lease)
+    return True
+
+
+def run_step(plane: Plane, session: Session, run: RunRow, decided: RunStep | None) -> bool:
+    """Write a run's next state; a run that is over gives back the leases that nobody else uses."""
+    if decided is None:
+        return False
+    run.state = decided.state.value
+    run.reason, run.message = decided.reason, decided.message
+    now = plane.now_ms()
+    if decided.state is RunState.RUNNING and run.started_ms is None:
+        run.started_ms = now
+    if decided.retry_after_ms is not None:
+        wait = RunRequest.model_validate(run.request).queue_timeout_ms
+        run.retry_at_ms, run.queued_until_ms = now + decided.retry_after_ms, now + decided.retry_after_ms + wait
+        say(session, CAPACITY)
+    if is_terminal(RUN_EDGES, decided.state):
+        run.ended_ms = now
+        _fail_attempts(session, run.id, None, now, decided.reason)
+    session.add(run)
+    session.flush()
+    say(session, run_topic(run.id), logs_topic(run.id))
+    if is_terminal(RUN_EDGES, decided.state) or decided.state is RunState.CANCELLING:
+        _release_unused(plane, session, run, decided)
+    return True
+
+
+def cancel(plane: Plane, session: Session, run: RunRow) -> bool:
+    """Cancel a run: its own leases are released; leases that other runs use go on."""
+    own = [lease for lease in leases_of(session, run.id, active=True) if not _others(session, lease.id, run.id)]
+    facts = RunFacts(RunState(run.state), run.placements, retry_of(run), len(own))
+    return run_step(plane, session, run, run_cancelled(facts))
+
+
+def attempt_ended(
+    plane: Plane, session: Session, run: RunRow, reason: Reason, message: str, *, exit_code: int | None = None
+) -> bool:
+    """An attempt of a run ended; a run that still has a lease goes on with it, a detached one has one at a time."""
+    leases = [] if run.detached else leases_of(session, run.id, active=True)
+    if RunState(run.state) is RunState.CANCELLING:
+        leases = [lease for lease in leases_of(session, run.id, active=True) if not _others(session, lease.id, run.id)]
+    facts = RunFacts(RunState(run.state), run.placements, retry_of(run), len(leases))
+    return run_step(plane, session, run, run_attempt_ended(facts, reason, message, exit_code))
+
+
+def retry_of(run: RunRow) -> Retry:
+    """The run's rule."""
+    given = RunRequest.model_validate(run.request).retry
+    return Retry(tuple(given.on), given.max, given.backoff_ms / 1000, tuple(given.exit_codes))
+
+
+def leases_of(session: Session, run: str, *, active: bool = False) -> list[LeaseRow]:
+    """The leases that a run uses or used, oldest first."""
+    query = (
+        select(LeaseRow)
+        .join(LeaseRunRow, col(LeaseRunRow.lease) == col(LeaseRow.id))
+        .where(col(LeaseRunRow.run) == run)
+        .order_by(col(LeaseRow.granted_ms), col(LeaseRow.id))
+    )
+    return list(session.scalars(query.where(col(LeaseRow.state).in_(_ACTIVE)) if active else query))
+
+
+def _tell_runs(plane: Plane, session: Session, lease: LeaseRow) -> None:
+    state = LeaseState(lease.state)
+    for run in _live_runs(session, lease.id):
+        say(session, run_topic(run.id))
+        if state is LeaseState.OPEN:
+            run_step(plane, session, run, run_opened(RunState(run.state)))
+            if run.detached:
+                _send_work(plane, session, run, lease)
+        elif state not in ACTIVE_LEASE_STATES:
+            _lease_gone(plane, session, run, lease)
+
+
+def _lease_gone(plane: Plane, session: Session, run: RunRow, lease: LeaseRow) -> None:
+    """A lease that its own customer gave back ends no run; any other end of the last lease is an attempt's end."""
+    reason = Reason(lease.reason or Reason.OPERATOR_LOST)
+    _fail_attempts(session, run.id, lease.id, plane.now_ms(), reason)
+    state = RunState(run.state)
+    if state is RunState.QUEUED or (reason is Reason.DONE and state is not RunState.CANCELLING):
+        return
+    attempt_ended(plane, session, run, reason, EXPLANATIONS[reason])
+
+
+def _send_work(plane: Plane, session: Session, run: RunRow, lease: LeaseRow) -> None:
+    """The attempt of a detached run; the cluster's agent gets it from the row."""
+    session.add(
+        AttemptRow(
+            run=run.id,
+            task=0,
+            attempt=run.placements,
+            lease=lease.id,
+            generation=lease.generation,
+            state=step(TASK_EDGES, TaskState.PENDING, TaskState.SENT).value,
+            started_ms=plane.now_ms(),
+        )
+    )
+    say(session, cluster_topic(lease.cluster))
+
+
+def _fail_attempts(session: Session, run: str, lease: str | None, now_ms: int, reason: str) -> None:
+    """Attempts that were under way end with their lease or their run."""
+    query = select(AttemptRow).where(col(AttemptRow.run) == run, col(AttemptRow.state) == TaskState.SENT.value)
+    for row in session.scalars(query if lease is None else query.where(col(AttemptRow.lease) == lease)):
+        row.state = step(TASK_EDGES, TaskState(row.state), TaskState.FAILED).value
+        row.reason, row.ended_ms = reason, now_ms
+        session.add(row)
+
+
+def _release_unused(plane: Plane, session: Session, run: RunRow, decided: RunStep) -> None:
+    """A detached, cancelled or single-lease run takes its leases with it; a session's lease waits for its session."""
+    if not (run.detached or run.own_lease or decided.state in (RunState.CANCELLING, RunState.CANCELLED)):
+        return
+    for lease in leases_of(session, run.id, active=True):
+        if not _others(session, lease.id, run.id):
+            lease_event(plane, session, lease, LeaseEvent.RELEASE, decided.reason)
+
+
+def _others(session: Session, lease: str, run: str) -> bool:
+    return any(other.id != run for other in _live_runs(session, lease))
+
+
+def _live_runs(session: Session, lease: str) -> list[RunRow]:
+    rows = session.scalars(
+        select(RunRow).join(LeaseRunRow, col(LeaseRunRow.run) == col(RunRow.id)).where(col(LeaseRunRow.lease) == lease)
+    )
+    return [row for row in rows if not is_terminal(RUN_EDGES, RunState(row.state))]
+
+
+def _send_release(plane: Plane, session: Session, lease: LeaseRow) -> None:
+    lease.release_ms = plane.now_ms()
+    lease.release_nonce = nonces.issue(session, lease.cluster, lease.release_ms).seq
+    say(session, cluster_topic(lease.cluster))
+
+
+def _free_gpus(plane: Plane, session: Session, lease: LeaseRow) -> None:
+    for row in gpus_of(session, lease.id):
+        if row.active:
+            row.active = False
+            session.add(row)
+            session.execute(
+                update(GpuRow).where(col(GpuRow.uuid) == row.gpu).values(used_milli=GpuRow.used_milli - row.share_milli)
+            )
+    lease.closed_ms = plane.now_ms()
+    say(session, CAPACITY)
+
+
+def _end_hold(plane: Plane, session: Session, lease: LeaseRow) -> None:
+    if Reason(lease.reason or Reason.DONE) in NOT_BILLED_BACK and lease.state == LeaseState.CLOSED.value:
+        _bill_back(plane, session, lease)
+    plane.ledger(session).release_hold(lease.id)
+
+
+def _fence(_plane: Plane, session: Session, lease: LeaseRow) -> None:
+    lease.generation += 1
+    say(session, cluster_topic(lease.cluster))
+
+
+def _bill_back(plane: Plane, session: Session, lease: LeaseRow) -> None:
+    """The operator bears the time since the last finished task, at most five minutes of it."""
+    generation = lease.generation - (1 if lease.state == LeaseState.LOST.value else 0)
+    for row in gpus_of(session, lease.id):
+        back = billed_back_ms(row.billed_ms, lease.last_task_end_ms)
+        if back == row.billed_ms:
+            continue
+        gpu_id = gpu_id_hex(row.gpu)
+        try:
+            undone = plane.ledger(session).undo(
+                lease.id, generation, gpu_id, back, f"lost/{lease.id}/{generation}/{gpu_id}"
+            )
+        except UsageIsFinal:
+            _log.warning("usage of a lost lease is final already", lease=lease.id, gpu=gpu_id)
+            continue
+        reversed_dc = sum(
+            posting.amount for entry in undone.reversals for posting in entry.postings if posting.amount > 0
+        )
+        change = (undone.again.dc if undone.again else 0) - reversed_dc
+        row.billed_ms = back
+        row.charged_dc += change
+        lease.charged_dc += change
+        session.add(row)
+
+
+def gpus_of(session: Session, lease: str) -> list[LeaseGpuRow]:
+    """The lease's GPUs in their order."""
+    query = select(LeaseGpuRow).where(col(LeaseGpuRow.lease) == lease).order_by(col(LeaseGpuRow.position))
+    return list(session.scalars(query))
+
+
+def count_unopened(session: Session, customer: str) -> int:
+    """Leases of a customer that wait for their OPEN, unbilled."""
+    granted = LeaseState.GRANTED.value
+    query = select(func.count()).where(col(LeaseRow.customer) == customer, col(LeaseRow.state) == granted)
+    return int(session.scalar(query) or 0)
+
+
+_ACTS = {
+    Act.SEND_RELEASE: _send_release,
+    Act.FREE_GPUS: _free_gpus,
+    Act.END_HOLD: _end_hold,
+    Act.FENCE: _fence,
+    Act.BILL_BACK: _bill_back,
+}
