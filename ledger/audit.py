@@ -4,7 +4,7 @@ A checker only reads, and yields findings in the order of rows, so that the firs
 own are `ledger.checks.LEDGER_CHECKS`; other parts add theirs to the list they pass to `run_audit`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -44,24 +44,31 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """All checks that ran, and how many entries the sealed chain covers and does not cover yet."""
+    """All checks that ran, how many entries the sealed chain covers and does not cover yet, and its head."""
 
     results: tuple[CheckResult, ...]
     sealed: int
     unsealed_tail: int
+    head: bytes
 
     @property
     def clean(self) -> bool:
         return not any(result.findings for result in self.results)
 
 
-def run_audit(session: Session, checks: Sequence[Check], *, now_ms: int) -> AuditReport:
-    """Run checks, in their order, and walk the sealed chain. Takes minutes on large databases; writes nothing."""
+def run_audit(
+    session: Session, checks: Sequence[Check], *, now_ms: int, known_heads: Mapping[int, bytes] | None = None
+) -> AuditReport:
+    """Run checks, in their order, and walk the sealed chain. Takes minutes on large databases; writes nothing.
+
+    ``known_heads`` are heads of earlier reports (``sealed``: ``head``), kept by whoever audits: without them nobody can
+    see that the end of the chain was cut off together with the newest entries.
+    """
     results = [
         CheckResult(check.name, check.invariant, tuple(islice(check.run(session), FINDINGS_PER_CHECK)))
         for check in checks
     ]
-    seal = Sealer(session).verify(now_ms)
+    seal = Sealer(session).verify(now_ms, known_heads)
     broken = () if seal.fault is None else (Finding(seal.fault.table, seal.fault.key, seal.fault.message),)
     results.append(CheckResult("sealed chain", 24, broken))
-    return AuditReport(tuple(results), seal.sealed, seal.tail)
+    return AuditReport(tuple(results), seal.sealed, seal.tail, seal.head)

@@ -173,6 +173,11 @@ def release(customer: str, lease_id: str, held_dc: int, *, source_id: str, at_ms
     return Entry(EntryKind.RELEASE, source_id, at_ms, postings, lease_id, customer)
 
 
+def finality_step(epoch: int, through_ms: int, *, at_ms: int) -> Entry:
+    """Moves nothing: puts a step of the finality watermark under the seal of the chain."""
+    return Entry(EntryKind.FINAL, f"final/{epoch}/{through_ms}", at_ms, ())
+
+
 def finality(gpu_id: str, epoch: int, dc: int, *, source_id: str, at_ms: int) -> Entry:
     """A GPU's usage that can no longer be undone goes into the epoch in which that happened."""
     postings = move(accounts.usage_pending(gpu_id), accounts.usage_final(gpu_id, epoch), dc)

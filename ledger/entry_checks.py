@@ -175,12 +175,12 @@ def _is_negative(session: Session, table: Table, column: str):  # noqa: ANN202 -
 
 
 def _without_postings() -> Select:
-    """Entries that lack postings they must have: all but charges, undos and releases, which may move nothing."""
-    may_be_empty = [EntryKind.CHARGE, EntryKind.UNDO, EntryKind.RELEASE, EntryKind.FINAL]
-    may_be_empty += [EntryKind.BURN, EntryKind.PAY, EntryKind.CLOSE]
+    """Entries that lack postings they must have; of finality only the steps of the watermark have none."""
+    may_be_empty = [EntryKind.CHARGE, EntryKind.UNDO, EntryKind.RELEASE, EntryKind.BURN, EntryKind.PAY, EntryKind.CLOSE]
+    step = (ENTRY.c.kind == EntryKind.FINAL.value) & ENTRY.c.source_id.not_like("final/%/%/%")
     return (
         select(ENTRY.c.id, ENTRY.c.kind)
-        .where(ENTRY.c.kind.not_in([kind.value for kind in may_be_empty]))
+        .where(ENTRY.c.kind.not_in([kind.value for kind in may_be_empty]), ~step)
         .where(~select(DC.c.line).where(DC.c.entry_id == ENTRY.c.id).exists())
         .where(~select(BCT.c.line).where(BCT.c.entry_id == ENTRY.c.id).exists())
         .order_by(ENTRY.c.id)

@@ -58,9 +58,11 @@ class Finality:
         self._session.execute(insert(FINALITY).values(through_ms=end_ms, epoch=epoch))
         self._book.lock({accounts.usage_pending(gpu_id) for gpu_id, _ in self._sums(start_ms, end_ms)})
         sums = self._sums(start_ms, end_ms)
-        entries = [
+        entries = [booking.finality_step(epoch, end_ms, at_ms=at_ms)]
+        entries += [
             booking.finality(gpu_id, epoch, dc, source_id=f"final/{epoch}/{end_ms}/{gpu_id}", at_ms=at_ms)
             for gpu_id, dc in sums
+            if dc
         ]
         self._book.append(entries)
         return sum(dc for _, dc in sums)

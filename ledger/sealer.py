@@ -21,6 +21,9 @@ from ledger.tables import HeadRow, HoldRow, LinkRow, table_of
 
 LINK, HEAD, HOLD = table_of(LinkRow), table_of(HeadRow), table_of(HoldRow)
 
+Heads = dict[int, list[tuple[str, bytes]]]
+"""By position in the chain: what the head is known as (an epoch's number, or seen before) and its hash."""
+
 GENESIS = bytes(32)
 LATE_COMMIT_MS = 600_000
 """A transaction may commit this long after its entry got its id; older rows without a link were slipped in."""
@@ -67,20 +70,24 @@ class Sealer:
         position, head = self._end()
         self._session.execute(insert(HEAD).values(epoch=epoch, position=position, hash=head))
 
-    def verify(self, now_ms: int) -> SealReport:
+    def verify(self, now_ms: int, known_heads: Mapping[int, bytes] | None = None) -> SealReport:
         """Walk the whole chain.
 
         Args:
             now_ms: now; an entry older than `LATE_COMMIT_MS` behind the seal is a fault, not tail.
+            known_heads: hashes by position that were seen before, kept outside the database. Only they show that the
+                end of the chain was cut off together with its entries.
         """
         verified, head = 0, GENESIS
         heads = self._heads()
+        for position, seen in (known_heads or {}).items():
+            heads.setdefault(position, []).append(("seen before", seen))
         fault = None
         for links in self._links():
             digests = self._digests([link.entry_id for link in links])
             for link in links:
                 fault = _check_link(link, verified + 1, head, digests.get(link.entry_id), self._name(link.entry_id))
-                fault = fault or _check_head(heads.pop(link.position, None), link)
+                fault = fault or _check_heads(heads.pop(link.position, []), link)
                 if fault is not None:
                     return SealReport(verified, self._tail(), head, fault)
                 verified, head = link.position, link.hash
@@ -117,8 +124,11 @@ class Sealer:
             yield rows
             after = rows[-1].position
 
-    def _heads(self) -> dict[int, Any]:
-        return {row.position: row for row in self._session.execute(select(HEAD).order_by(HEAD.c.epoch))}
+    def _heads(self) -> Heads:
+        heads: Heads = defaultdict(list)
+        for row in self._session.execute(select(HEAD).order_by(HEAD.c.epoch)):
+            heads[row.position].append((str(row.epoch), row.hash))
+        return heads
 
     def _tail(self) -> int:
         return self._session.execute(select(func.count()).select_from(ENTRY).where(_no_link())).scalar_one()
@@ -225,13 +235,14 @@ def _check_link(link: Any, position: int, head: bytes, digest: bytes | None, nam
     return None
 
 
-def _check_head(head: Any, link: Any) -> Fault | None:
-    if head is None or head.hash == link.hash:
-        return None
-    return Fault("ledger_head", str(head.epoch), f"the chain at {link.position} is not the head of epoch {head.epoch}")
+def _check_heads(heads: Sequence[tuple[str, bytes]], link: Any) -> Fault | None:
+    for name, known in heads:
+        if known != link.hash:
+            return Fault("ledger_head", name, f"the chain at {link.position} is not the head that was kept ({name})")
+    return None
 
 
-def _first_missing_head(heads: Mapping[int, Any]) -> Fault | None:
-    for position, head in sorted(heads.items()):
-        return Fault("ledger_head", str(head.epoch), f"link {position}, the head of epoch {head.epoch}, is gone")
+def _first_missing_head(heads: Heads) -> Fault | None:
+    for position, kept in sorted(heads.items()):
+        return Fault("ledger_head", kept[0][0], f"link {position}, a head that was kept ({kept[0][0]}), is gone")
     return None

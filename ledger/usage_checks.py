@@ -114,6 +114,7 @@ def gpus_bill_no_more_than_time(session: Session) -> Iterator[Finding]:
 def finality_is_booked(session: Session) -> Iterator[Finding]:
     """Each step of the watermark moved exactly the standing usage accepted in its stretch, GPU by GPU."""
     start = 0
+    yield from _steps_against_entries(session)
     for row in session.execute(select(FINALITY).order_by(FINALITY.c.through_ms)).all():
         sums = session.execute(
             select(METER.c.gpu_id, func.sum(USAGE.c.dc))
@@ -186,6 +187,19 @@ def _against(before: Any, row: Any) -> Iterator[Finding]:
     if row.dc < 0 or row.charged_dc != charged_dc + row.dc or row.charged_dc + row.short_dc != max(due, charged_dc):
         message = f"{charged_dc} DC charged before, {row.dc} now, {row.short_dc} short; due in all {due}"
         yield Finding("ledger_usage", key, message)
+
+
+def _steps_against_entries(session: Session) -> Iterator[Finding]:
+    rows = session.execute(select(FINALITY.c.epoch, FINALITY.c.through_ms))
+    kept = {f"final/{row.epoch}/{row.through_ms}": row.through_ms for row in rows}
+    marks = session.execute(
+        select(ENTRY.c.source_id).where(
+            ENTRY.c.kind == EntryKind.FINAL.value, ENTRY.c.source_id.not_like("final/%/%/%")
+        )
+    ).scalars()
+    booked = {mark: int(mark.rsplit("/", 1)[-1]) for mark in marks}
+    for mark in sorted(kept.keys() ^ booked.keys(), key=lambda mark: (kept | booked)[mark]):
+        yield Finding("ledger_finality", str((kept | booked)[mark]), f"{mark}: a row without an entry, or the reverse")
 
 
 def _legs(kind: AccountKind) -> Any:
