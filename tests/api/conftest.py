@@ -2,13 +2,13 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from nacl.signing import SigningKey
 
 from api import app as application
@@ -18,6 +18,10 @@ from api.settings import Settings
 from fabric.wire import link, receipts
 from fabric.wire.clock import ManualClock
 from fabric.wire.ids import new_id
+
+with warnings.catch_warnings():  # it asks for a successor of httpx that is not out under that name
+    warnings.simplefilter("ignore")
+    from starlette.testclient import TestClient
 
 GIB = 1 << 30
 PAYOUT = "0x" + "ab" * 20
@@ -43,13 +47,17 @@ class Fabric:
         assert self.client.portal is not None
         self.client.portal.call(application.tick, self.app)
 
-    def call(self, method: str, path: str, body: Any = None, *, who: str = "alice", expect: int = 200, **options: Any) -> Any:
+    def call(
+        self, method: str, path: str, body: Any = None, *, who: str = "alice", expect: int = 200, **options: Any
+    ) -> Any:
         headers = {"Authorization": f"Bearer key-{who}"} | options.pop("headers", {})
         answer = self.client.request(method, path, json=body, headers=headers, **options)
         assert answer.status_code == expect, answer.text
         return answer.json()
 
-    def submit(self, *, who: str = "alice", expect: int = 201, headers: dict[str, str] | None = None, **members: Any) -> Any:
+    def submit(
+        self, *, who: str = "alice", expect: int = 201, headers: dict[str, str] | None = None, **members: Any
+    ) -> Any:
         body = {"id": new_id("run"), "session": f"ses-{who}", "python": "3.11", **members}
         return self.call("POST", "/v1/runs", body, who=who, expect=expect, headers=headers or {})
 
@@ -64,7 +72,9 @@ class Fabric:
 class Agent:
     """An operator's agent by script: connects, answers grants as told, signs receipts of any content."""
 
-    def __init__(self, fabric: Fabric, operator: str = "op-1", key: SigningKey = KEY, cluster: str = "main", **options: Any) -> None:
+    def __init__(
+        self, fabric: Fabric, operator: str = "op-1", key: SigningKey = KEY, cluster: str = "main", **options: Any
+    ) -> None:
         self.fabric, self.operator, self.key, self.cluster = fabric, operator, key, cluster
         self.options = options
         self.nonce: link.Nonce | None = None
@@ -178,7 +188,14 @@ class Agent:
 
 def gpu(number: int, model: str = "H100", **options: Any) -> link.GpuInfo:
     memory = 80 * 10**9 if model == "H100" else 24 * 10**9
-    values = {"uuid": f"GPU-{number}", "vendor": "nvidia", "model": model, "name": model, "memory_bytes": memory, "simulated": True}
+    values = {
+        "uuid": f"GPU-{number}",
+        "vendor": "nvidia",
+        "model": model,
+        "name": model,
+        "memory_bytes": memory,
+        "simulated": True,
+    }
     return link.GpuInfo(**values | options)
 
 

@@ -1,9 +1,5 @@
 """A run from submission to the epoch's close, through the real routes and the real link."""
 
-from collections.abc import Callable
-
-import pytest
-
 from fabric.wire import link
 from fabric.wire.receipts import ReceiptKind
 
@@ -40,7 +36,3 @@ def test_a_run_is_placed_metered_charged_released_and_paid(fabric, agent) -> Non
         "exiting_dc": "0",
     }
     assert fabric.audit() == []
-
-
-def test_usage_becomes_final_and_its_epoch_pays_the_operator(start: Callable[..., object]) -> None:
-    pytest.importorskip("alembic")
