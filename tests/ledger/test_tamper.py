@@ -95,7 +95,14 @@ def test_a_deleted_row_is_named(tampered, table, place):
 @pytest.mark.parametrize("table", [name for name in TABLES if name not in {"ledger_account", "ledger_meter"}])
 def test_an_inserted_row_is_named(tampered, table):
     report = tampered(lambda raw: _insert_copy(raw, table))
-    assert _named(report), table
+    assert _named(report), (table, report)
+
+
+def test_an_entry_booked_after_the_last_seal_is_reported_as_tail(tampered):
+    def book(raw: sqlite3.Connection) -> None:
+        raw.execute("INSERT INTO ledger_entry (source_id, kind, at_ms) VALUES ('close/x', 'close', 0)")
+
+    assert tampered(book).unsealed_tail == 1
 
 
 @pytest.mark.parametrize("table", ["ledger_entry", "ledger_dc_posting", "ledger_usage", "ledger_reward", "ledger_link"])
@@ -252,6 +259,8 @@ def _insert_copy(raw: sqlite3.Connection, table: str) -> None:
         row["lease_id"] = "lease-x"
     for column in unique & row.keys():
         row[column] = _other(row[column])
+    if table == "ledger_entry":
+        row["id"] = -1
     marks = ",".join("?" * len(row))
     raw.execute(f"INSERT INTO {table} ({','.join(row)}) VALUES ({marks})", tuple(row.values()))
 
