@@ -15,7 +15,7 @@ _SMALL = range(61_184, 65_520)
 
 
 def fresh_uids(uid_map: str | None = None, chance: random.Random | None = None) -> Iterator[int]:
-    """Endless numbers, consecutive from a random start, of those that ``uid_map`` (default: this process's) contains."""
+    """Endless numbers, consecutive from a random start, of those in ``uid_map`` (default: this process's own)."""
     text = Path("/proc/self/uid_map").read_text() if uid_map is None else uid_map
     highest = max(int(inside) + int(count) for inside, _, count in map(str.split, text.splitlines()))
     numbers = _UNUSED if highest > _UNUSED.stop else _SMALL

@@ -1,11 +1,12 @@
 """What stands on the wire for a value that msgpack does not know: its kind and fields. Decides; writes nothing.
 
-Types are matched exactly. An instance of a subclass of a builtin (``class Config(dict)``, ``OrderedDict``) is refused
-rather than turned into its parent behind the caller's back. Fields are what msgpack knows, or values to be described in
-turn.
+Types are matched exactly. An instance of a subclass of a builtin (``class Config(dict)``, ``Counter``) is refused
+rather than turned into its parent behind the caller's back; ``OrderedDict`` alone is carried, as models keep their
+weights in one. Fields are what msgpack knows, or values to be described in turn.
 """
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
@@ -48,7 +49,7 @@ def describe(value: Any) -> Described:
 
 def parts(value: Any) -> Iterator[tuple[str, Any]]:
     """The values directly inside a container or instance, each with what is appended to the path to reach it."""
-    if type(value) is dict:
+    if type(value) in (dict, OrderedDict):
         for key, inner in value.items():
             yield f" key {_quoted(key)}", key
             yield f"[{_quoted(key)}]", inner
@@ -102,6 +103,7 @@ def _datetime(value: datetime) -> Described:
 
 _EXACT: dict[type, Callable[[Any], Described]] = {
     tuple: lambda v: Described(Kind.TUPLE, list(v)),
+    OrderedDict: lambda v: Described(Kind.ORDERED_DICT, dict(v)),
     set: lambda v: Described(Kind.SET, list(v)),
     frozenset: lambda v: Described(Kind.FROZENSET, list(v)),
     int: _big_int,

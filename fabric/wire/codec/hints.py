@@ -1,6 +1,7 @@
 """Why a value does not travel, and what to return instead: the words a person reads. Knows nothing of the place."""
 
 from io import IOBase
+from pathlib import PurePath
 from types import BuiltinFunctionType, CoroutineType, FunctionType, GeneratorType, ModuleType
 from typing import Any
 
@@ -10,7 +11,13 @@ _HINTS: tuple[tuple[tuple[type, ...], str], ...] = (
     ((FunctionType, BuiltinFunctionType, type, ModuleType), "return what it computes, or its name"),
     ((IOBase,), "return its contents as bytes or str"),
     ((range,), "return list(…) of it"),
+    ((PurePath,), "return str(…) of it; files of the worker do not travel"),
 )
+_HINTS_BY_MODULE = {
+    "pandas": "return its columns as arrays: {name: column.to_numpy() for name, column in frame.items()}",
+    "polars": "return its columns as arrays: {column.name: column.to_numpy() for column in frame}",
+    "pyarrow": "return its columns as arrays, or .to_pydict() of it",
+}
 _BUILTINS = (dict, list, tuple, set, frozenset, str, bytes, int, float, complex)
 
 
@@ -28,6 +35,9 @@ def hint_for(value: Any) -> str:
     for types, hint in _HINTS:
         if isinstance(value, types):
             return hint
+    for module in (cls.__module__.partition(".")[0] for cls in type(value).__mro__):
+        if module in _HINTS_BY_MODULE:
+            return _HINTS_BY_MODULE[module]
     for builtin in _BUILTINS:
         if isinstance(value, builtin):
             return f"it is a subclass of {builtin.__name__}: return {builtin.__name__}(…) of it"

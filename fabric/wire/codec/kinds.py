@@ -30,3 +30,4 @@ class Kind(IntEnum):
     TENSOR = 19
     EXCEPTION = 20
     RECORD = 21
+    ORDERED_DICT = 22

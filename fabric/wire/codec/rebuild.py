@@ -4,6 +4,7 @@ The functions may raise anything on malformed fields; the reader turns that into
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
@@ -104,7 +105,7 @@ def _model(cls: type, known: Mapping[str, Any], named: dict[str, Any], fields_se
     object.__setattr__(model, "__dict__", {name: value for name, value in named.items() if name in known})
     object.__setattr__(model, "__pydantic_fields_set__", fields_set)
     object.__setattr__(model, "__pydantic_extra__", extra if allows_extra else None)
-    object.__setattr__(model, "__pydantic_private__", None)
+    object.__setattr__(model, "__pydantic_private__", {} if getattr(cls, "__private_attributes__", None) else None)
     return model
 
 
@@ -137,6 +138,7 @@ OF_FIELDS: dict[Kind, Callable[[Any], Any]] = {
     Kind.UUID: lambda raw: UUID(bytes=raw),
     Kind.NUMPY_SCALAR: arrays.rebuild_numpy_scalar,
     Kind.RECORD: _record,
+    Kind.ORDERED_DICT: OrderedDict,
 }
 
 OF_TYPES: dict[Kind, Callable[[Any, TypeSource], Any]] = {

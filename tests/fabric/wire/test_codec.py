@@ -1,9 +1,10 @@
 """Plain values: what goes in comes out, of the same type; what does not travel is named by its path."""
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from pathlib import PurePath
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
@@ -103,6 +104,18 @@ def test_one_object_in_two_places_arrives_as_two():
     assert first is not second
 
 
+def test_an_ordered_dict_keeps_its_type_and_order():
+    value = [OrderedDict(b=1, a=(2, OrderedDict()))]
+    back = there_and_back(value)
+    assert same(back[0]["a"], (2, OrderedDict()))
+    assert repr(back) == repr(value)
+
+
+def test_the_path_goes_through_an_ordered_dict():
+    with pytest.raises(NotTransportable, match=r'^result\["a"\]: module is not'):
+        encode(OrderedDict(a=math))
+
+
 def test_a_record_comes_back_as_the_record():
     record = Record("app", "Point", {"x": (1, 2)})
     assert there_and_back([record]) == [record]
@@ -129,7 +142,8 @@ class Config(dict):
         ([].__iter__(), r"result: list_iterator is not transportable"),
         ({"a": (i for i in "ab")}, r'result\["a"\]: generator is not transportable; return list\(…\) of it'),
         (Config(a=1), r"result: Config is not transportable; it is a subclass of dict: return dict\(…\) of it"),
-        ([OrderedDict(a=1)], r"result\[0\]: OrderedDict is not transportable; it is a subclass of dict"),
+        ([Counter(a=1)], r"result\[0\]: Counter is not transportable; it is a subclass of dict"),
+        (PurePath("a"), r"result: Pure\w+Path is not transportable; return str\(…\) of it"),
         (memoryview(b"abcd")[::2], r"result: memoryview is not transportable; return bytes\(…\) of it"),
         (math, r"result: module is not transportable"),
         ({1: 2}.keys(), "result: dict_keys is not transportable"),

@@ -127,9 +127,9 @@ def test_a_parameter_arrives_as_a_plain_tensor_without_gradient():
     assert not back.requires_grad
 
 
-def test_the_weights_of_a_model_come_back_as_a_plain_dict():
+def test_the_weights_of_a_model_come_back_as_they_were_returned():
     model = torch.nn.Linear(3, 2)
-    back = there_and_back(dict(model.state_dict()))
+    back = there_and_back(model.state_dict())
     assert all(torch.equal(back[name], weight) for name, weight in model.state_dict().items())
 
 

@@ -57,6 +57,11 @@ class Model(pydantic.BaseModel):
             raise AssertionError("must not run again")
 
 
+class Private(pydantic.BaseModel):
+    a: int
+    _seen: int = pydantic.PrivateAttr(0)
+
+
 class Open(pydantic.BaseModel, extra="allow"):
     a: int
 
@@ -116,6 +121,15 @@ def test_a_model_is_rebuilt_without_its_hooks_and_keeps_what_was_set():
     assert back == model
     assert back.model_fields_set == {"name"}
     assert back.model_dump() == {"name": "set later", "points": []}
+
+
+def test_a_private_attribute_does_not_travel_but_can_be_set_again():
+    model = Private(a=1)
+    model._seen = 5
+    back = there_and_back(model)
+    assert not hasattr(back, "_seen")
+    back._seen = 6
+    assert back._seen == 6
 
 
 def test_a_field_that_was_never_set_stays_unset():
