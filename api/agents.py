@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from api import inventory, keys, nonces, transitions
+from api import enrolment, inventory, keys, nonces, transitions
 from api.agent_events import AgentEvents
 from api.fleet import cluster_id
 from api.ingest import Ingest
@@ -153,7 +153,8 @@ class Agents:
         key = session.get(SessionKeyRow, hello.session_key.hex())
         if key is None or key.operator != hello.operator or key.revoked_ms is not None:
             raise _Refused(f"this session key is not one of operator {hello.operator!r}, or was revoked; enrol again")
-        problem = inventory.problem_of_hello(hello, allow_simulated=self._plane.settings.allow_simulated)
+        problem = enrolment.problem_of_key(session, hello.session_key, self._plane.now_ms())
+        problem = problem or inventory.problem_of_hello(hello, allow_simulated=self._plane.settings.allow_simulated)
         if problem:
             raise _Refused(problem)
 

@@ -25,12 +25,14 @@ _OWNER_ONLY = 0o077
 class RayFacts:
     """What decides whether Ray on this host is safe to work with.
 
-    `token_mode` are the permission bits of the token's file, None when there is none; `listeners` are the listening
+    `token_set` is whether the token stands in RAY_AUTH_TOKEN, which Ray prefers to a file; `token_mode` are the
+    permission bits of the token's file, None when there is none; `listeners` are the listening
     sockets of Ray's own processes; `addresses` all addresses of this host.
     """
 
     version: str | None
     auth_mode: str
+    token_set: bool
     token_mode: int | None
     listeners: tuple[Listener, ...]
     addresses: tuple[Address, ...]
@@ -56,11 +58,13 @@ def check_ray_version(version: str | None) -> Finding:
 
 
 def check_token(facts: RayFacts) -> Finding:
-    """Token authentication must be on, and its file readable by its owner alone."""
+    """Token authentication must be on, and the token's file, if it is in one, readable by its owner alone."""
     if facts.auth_mode != "token":
         seen = f"RAY_AUTH_MODE is {facts.auth_mode!r}" if facts.auth_mode else "RAY_AUTH_MODE is not set"
         mend = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH for Ray and the agent (host/env.sh does), then restart"
         return bad("ray-token", f"{seen}: whoever reaches Ray's ports commands this cluster", mend)
+    if facts.token_set:
+        return good("ray-token", "token authentication is on, by RAY_AUTH_TOKEN")
     if facts.token_mode is None:
         mend = "put the token of the cluster where RAY_AUTH_TOKEN_PATH points; `fabric operator init` makes one"
         return bad("ray-token", "the file of RAY_AUTH_TOKEN_PATH does not exist", mend)

@@ -28,6 +28,7 @@ def ray_facts(environ: os._Environ[str] | dict[str, str] = os.environ) -> RayFac
     return RayFacts(
         version=_ray_version(),
         auth_mode=environ.get("RAY_AUTH_MODE", ""),
+        token_set=bool(environ.get("RAY_AUTH_TOKEN")),
         token_mode=file_mode(_token_path(environ)),
         listeners=tuple(ray_listeners()),
         addresses=tuple(host_addresses()),

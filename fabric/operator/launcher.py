@@ -42,15 +42,15 @@ class ClusterStatus:
 def bring_up(folder: OperatorFolder, *, restart: bool, timeout_s: float) -> ClusterStatus:
     """`ray up`, then wait until every host is in the cluster and the agent runs.
 
-    Without `restart` a running cluster is kept: new addresses are picked up, running leases are not disturbed.
+    Without `restart` a head that answers is kept: new addresses are picked up, running leases are not disturbed.
 
     Raises:
         LaunchError: `ray up` failed, or after `timeout_s` hosts or the agent are missing; names them.
     """
-    up = ["up", "-y", "--no-config-cache", *([] if restart else ["--no-restart"])]
-    if _ray(folder, up) != 0:
-        raise LaunchError("`ray up` failed; its output above says where")
     cluster = folder.cluster()
+    keep = not restart and bool(read_status(cluster).nodes)
+    if _ray(folder, ["up", "-y", "--no-config-cache", *(["--no-restart"] if keep else [])]) != 0:
+        raise LaunchError("`ray up` failed; its output above says where")
     status = _wait_complete(cluster, timeout_s)
     if status.missing:
         raise LaunchError(

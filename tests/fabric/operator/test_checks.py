@@ -16,6 +16,7 @@ def facts(**changed) -> RayFacts:
     sound = {
         "version": "2.60.0",
         "auth_mode": "token",
+        "token_set": False,
         "token_mode": 0o600,
         "listeners": (Listener(EVERYWHERE, 6379, 1, "gcs_server"),),
         "addresses": (ip_address("127.0.0.1"), ip_address("10.0.0.1")),
@@ -46,6 +47,11 @@ def test_the_agent_is_refused_where_strangers_could_command_ray(changed, check, 
     assert refusal.check == check
     assert refusal.mend
     assert re.search(says, refusal.detail)
+
+
+def test_a_token_in_the_environment_needs_no_file():
+    assert start_refusals(facts(token_set=True, token_mode=None)) == []
+    assert start_refusals(facts(token_set=True, token_mode=None, auth_mode=""))
 
 
 def test_an_allowed_public_address_is_the_operators_decision():
