@@ -93,21 +93,10 @@ class Closing:
         last = self._session.execute(select(func.max(EPOCH.c.n))).scalar_one()
         due = n if last is None else last + 1
         if last is None:
-            before = self._session.execute(select(func.min(FINALITY.c.epoch)).where(self._has_usage())).scalar_one()
-            due = min(n, n if before is None else before)
+            first = self._session.execute(select(func.min(FINALITY.c.epoch))).scalar_one()
+            due = n if first is None else min(n, first)
         if n != due:
             raise EpochOutOfOrder(f"epoch {due} is the next to close, not {n}; epochs close in order")
-
-    def _has_usage(self) -> Any:
-        earlier = FINALITY.alias()
-        start = (
-            select(func.coalesce(func.max(earlier.c.through_ms), 0))
-            .where(earlier.c.through_ms < FINALITY.c.through_ms)
-            .correlate(FINALITY)
-            .scalar_subquery()
-        )
-        inside = (USAGE.c.accepted_ms >= start) & (USAGE.c.accepted_ms < FINALITY.c.through_ms)
-        return select(USAGE.c.entry_id).where(inside).exists()
 
     def _input(self, n: int, terms: EpochTerms, span: tuple[int, int]) -> EpochInput:
         return EpochInput(

@@ -38,21 +38,18 @@ class Finality:
         return sum(self._step(start, end, epoch, at_ms) for start, end, epoch in list(self._stretches(now_ms)))
 
     def _stretches(self, now_ms: int) -> Iterator[tuple[int, int, int]]:
-        """(from, to, epoch) of acceptance times, cut where an epoch ends; empty epochs are passed over at once."""
+        """(from, to, epoch) of acceptance times with usage in them, cut where an epoch ends."""
         start, delay = self.through_ms(), self._settings.final_after_ms
-        while start < now_ms - delay:
-            first = self._first_accepted(start)
-            epoch = self.epochs.at(max(start, min(first, now_ms - delay - 1)) + delay)
+        while (first := self._first_accepted(start, now_ms - delay)) is not None:
+            epoch = self.epochs.at(first + delay)
             end = min(now_ms, self.epochs.end(epoch)) - delay
             yield start, end, epoch
             start = end
 
-    def _first_accepted(self, start_ms: int) -> int:
-        """When the first usage not yet final was accepted; far in the future when there is none."""
-        first = self._session.execute(
-            select(func.min(USAGE.c.accepted_ms)).where(USAGE.c.accepted_ms >= start_ms)
+    def _first_accepted(self, start_ms: int, end_ms: int) -> int | None:
+        return self._session.execute(
+            select(func.min(USAGE.c.accepted_ms)).where(USAGE.c.accepted_ms >= start_ms, USAGE.c.accepted_ms < end_ms)
         ).scalar_one()
-        return 2**62 if first is None else first
 
     def _step(self, start_ms: int, end_ms: int, epoch: int, at_ms: int) -> int:
         self._session.execute(insert(FINALITY).values(through_ms=end_ms, epoch=epoch))

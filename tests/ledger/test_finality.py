@@ -35,12 +35,15 @@ def test_finality_is_once_and_leaves_younger_usage_pending(funded, session, use,
     assert Book(session).balance(accounts.usage_pending(GPU)) == 56
 
 
-def test_long_silence_costs_one_step_and_not_one_for_each_empty_epoch(funded, session, use, clock):
+def test_time_without_usage_takes_no_step(funded, session, use, clock):
     clock.advance(1000 * HOUR)
     funded.charge("lease-1", use(1, 1000))
     clock.advance(HOUR)
     funded.finalise_usage()
-    assert session.execute(text("SELECT count(*) FROM ledger_finality")).scalar_one() <= 3
+    assert session.execute(text("SELECT count(*) FROM ledger_finality")).scalar_one() == 1
+    clock.advance(HOUR)
+    assert funded.finalise_usage() == 0
+    assert session.execute(text("SELECT count(*) FROM ledger_finality")).scalar_one() == 1
 
 
 def test_usage_undone_before_it_is_final_never_becomes_final(funded, session, use, clock):

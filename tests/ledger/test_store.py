@@ -214,11 +214,12 @@ def test_usage_that_is_final_cannot_be_undone(funded, use, clock):
 
 
 def test_nothing_is_booked_into_time_that_is_final(funded, use, clock):
+    funded.charge("lease-1", use(1, 1000))
     clock.advance(700_000)
     funded.finalise_usage()
     clock.skew(-700_000)
     with pytest.raises(UsageTooLate):
-        funded.charge("lease-1", use(1, 1000))
+        funded.charge("lease-1", use(2, 2000))
 
 
 def test_dc_leave_by_exit_and_nobody_exits_more_than_available(funded):

@@ -44,7 +44,7 @@ MUTANTS = (
     Mutant(
         "claims are not bounded by what was promised",
         "Settlement.sol",
-        "if (claimedTotal > promisedTotal) revert AbovePromised(claimedTotal, promisedTotal);",
+        "if (total > promisedTotal) revert AbovePromised(total, promisedTotal);",
         "",
     ),
     Mutant(
@@ -62,13 +62,13 @@ MUTANTS = (
     Mutant(
         "burned BCT can be minted again and again",
         "Settlement.sol",
-        "reminted += Math.saturatingSub(paid, emission(closing.epoch));",
+        "reminted += uint128(Math.saturatingSub(paid, emission(closing.epoch)));",
         "",
     ),
     Mutant(
         "a greedy epoch blocks the queue",
         "Settlement.sol",
-        "            _rewind(epoch, refusal);\n            return false;",
+        "            _rewind(closing.epoch, refusal);\n            return false;",
         "            revert Refused(refusal);",
     ),
     Mutant(
@@ -93,7 +93,7 @@ MUTANTS = (
     Mutant(
         "an exit is paid twice",
         "DataCredits.sol",
-        "e.paid = cumulativeDc;",
+        "e.paid = uint128(cumulativeDc);",
         "",
     ),
     Mutant(
