@@ -74,6 +74,9 @@ class Agents:
         for row in rows:
             if row.cluster in connected:
                 connected[row.cluster].send(link.Nonce(seq=row.seq or 0, value=row.value))
+        for cluster in await to_thread.run_sync(self._without_key, connected, now):
+            _log.warning("agent cut off: its key was revoked, or the delegation ended", cluster=cluster)
+            await connected[cluster].close()
 
     async def close(self) -> None:
         """End every connection."""
@@ -137,6 +140,7 @@ class Agents:
                 operator=hello.operator,
                 cluster=cluster.id,
                 name=name,
+                session_key=hello.session_key,
                 session_keys=self._ingest.metering.keys_of(session, hello.operator, hello.session_key),
                 held=frozenset((ref.lease, ref.generation) for ref in hello.leases),
                 welcome=link.Welcome(
@@ -196,6 +200,11 @@ class Agents:
                     clusters.append(row.id)
             return nonces.issue_many(session, clusters, now_ms)
 
+    def _without_key(self, connected: dict[str, "_Connection"], now_ms: int) -> list[str]:
+        with self._plane.database.read() as session:
+            ended = enrolment.ended_keys(session, {one.admitted.session_key for one in connected.values()}, now_ms)
+        return [cluster for cluster, one in connected.items() if one.admitted.session_key in ended]
+
 
 @dataclass(frozen=True, slots=True)
 class _Admitted:
@@ -204,6 +213,7 @@ class _Admitted:
     operator: str
     cluster: str
     name: str
+    session_key: bytes
     session_keys: tuple[bytes, ...]
     held: frozenset[tuple[str, int]]
     welcome: link.Welcome

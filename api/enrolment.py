@@ -12,7 +12,7 @@ from eth_account.messages import encode_typed_data
 from eth_utils.address import is_address, to_checksum_address
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from api.enrolment_tables import DelegationRow, JoinTokenRow, OperatorWalletRow
 from api.errors import Conflict, NotFound
@@ -110,6 +110,18 @@ def problem_of_key(session: Session, session_key: bytes, now_ms: int) -> str:
     if row is not None and now_ms >= row.expires_ms:
         return "the delegation of this session key has expired; let the wallet sign again: fabric operator renew"
     return ""
+
+
+def ended_keys(session: Session, session_keys: set[bytes], now_ms: int) -> set[bytes]:
+    """Those of the keys that speak for nobody any more: revoked, or with a delegation that has expired."""
+    names = [key.hex() for key in session_keys]
+    revoked = select(SessionKeyRow.public_key).where(
+        col(SessionKeyRow.public_key).in_(names), col(SessionKeyRow.revoked_ms).is_not(None)
+    )
+    expired = select(DelegationRow.session_key).where(
+        col(DelegationRow.session_key).in_(names), col(DelegationRow.expires_ms) <= now_ms
+    )
+    return {bytes.fromhex(name) for query in (revoked, expired) for name in session.exec(query)}
 
 
 def _accept(session: Session, fabric_id: str, signed: SignedDelegation, now_ms: int) -> None:

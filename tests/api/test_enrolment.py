@@ -270,3 +270,21 @@ def test_no_two_tokens_are_alike(world):
     operator = world.invite().json()["operator"]
     tokens = [world.invite(operator).json()["token"] for _ in range(3)]
     assert all(a != b for a, b in itertools.combinations(tokens, 2))
+
+
+def test_keys_that_were_revoked_or_have_expired_are_told_from_those_that_speak(world):
+    living, expiring, gone = (SigningKey.generate() for _ in range(3))
+    operator = world.invite().json()["operator"]
+    now = world.plane.now_ms()
+    for key, days in ((living, 90), (expiring, 1), (gone, 90)):
+        token = world.invite(operator).json()["token"]
+        world.enrol(token, world.signed(world.delegation(operator, key, expires_ms=now + days * DAY_MS), key))
+    revocation = Revocation(world.plane.fabric_id, operator, bytes(gone.verify_key))
+    signature = bytes(WALLET.sign_typed_data(full_message=revocation.typed_data()).signature)
+    body = {"operator": operator, "session_key": revocation.session_key.hex(), "signature": signature.hex()}
+    world.post("delegations/revoke", body)
+    every = {bytes(key.verify_key) for key in (living, expiring, gone)}
+    with world.plane.database.read() as session:
+        assert enrolment.ended_keys(session, every, now) == {bytes(gone.verify_key)}
+        assert enrolment.ended_keys(session, every, now + DAY_MS) == every - {bytes(living.verify_key)}
+        assert enrolment.ended_keys(session, set(), now) == set()
