@@ -41,17 +41,23 @@ class FabricPacker:
     Every GPU costs the same and belongs to one operator, so that only packing decides, as in the paper.
     """
 
-    def __init__(self, nodes: list[TraceNode]) -> None:
+    def __init__(self, nodes: list[TraceNode], pods: list[Pod]) -> None:
         self.fleet = Fleet()
         for node in nodes:
             self.fleet.upsert_node(fleet_node(node))
+        self._requests = {pod: request_of(pod) for pod in pods}  # made by customers, so not part of a decision
 
     def arrive(self, name: str, pod: Pod) -> bool:
-        request = request_of(pod)
+        return self.ask(name, self._requests[pod])
+
+    def ask(self, name: str, request: Request) -> bool:
+        """Note the arrival, decide, book; whether it was placed. Spot leases that have to go are ended."""
         self.fleet.saw(request)
         placement = place(self.fleet, request)
         if not isinstance(placement, Placement):
             return False
+        for lease in placement.evicts:
+            self.fleet.release(lease)
         self.fleet.take(as_held(placement, name))
         return True
 
@@ -60,7 +66,7 @@ class FabricPacker:
 
 
 def fleet_node(node: TraceNode, operator: str = "one", price_dc_per_gpu_hour: int = 100_000) -> Node:
-    """The trace's node as the fleet is told of it; the trace gives no memory per GPU, so a nominal 16 GB stands for it."""
+    """The trace's node as the fleet is told of it; the trace gives no memory per GPU: a nominal 16 GB."""
     gpus = tuple(
         Gpu(
             uuid=f"{node.name}/{index}",
@@ -185,7 +191,7 @@ class FgdPacker(_Columns):
         self._version[node] += 1
 
     def _typical(self, workload: list[Pod]) -> None:
-        """The most frequent kinds of pods that make up 95 % of the workload, with all as frequent as the last of them."""
+        """The most frequent kinds of pods that make up 95 % of the workload, and all as frequent as their last."""
         counts: dict[Pod, int] = {}
         for pod in workload:
             kind = _kind_of(pod)

@@ -1,5 +1,6 @@
 """One alternative of a request against the fleet: which rows are open, which have room, which of them is best."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from fabric.placement.eviction import cheapest_eviction
 from fabric.placement.fleet import Fleet
 from fabric.placement.grammar import WHOLE_MILLI
 from fabric.placement.inventory import Assignment, GpuShare
-from fabric.placement.packing import Demand, choose_gpus, fits, scores
+from fabric.placement.packing import Demand, Packing, fits, packing
 from fabric.placement.policy import Policy
 from fabric.placement.request import Request
 from fabric.placement.screen import Screen, screen
@@ -37,6 +38,7 @@ class Choice:
         self.fleet, self.request, self.index, self.policy = fleet, request, index, policy
         self.spec = request.gpu.specs[index]
         self.screen: Screen = screen(fleet, request, self.spec, policy)
+        self.packings = {milli: packing(fleet, self._demand(milli)) for milli in self.screen.sizes}
 
     def best(self) -> Best | None:
         """The best place now, None when there is no room."""
@@ -46,20 +48,18 @@ class Choice:
         return self._single(orders) if self.request.nodes == 1 else self._gang(orders)
 
     def placement(self, best: Best) -> Placement:
-        count = self._count(best.rows)
-        demands = [self.demand_at(row, count) for row in best.rows]
-        taken = tuple(
-            tuple(choose_gpus(self.fleet, demand, row)) for demand, row in zip(demands, best.rows, strict=True)
-        )
-        return self._placement(best, taken, ())
+        fleet, screened, count = self.fleet, self.screen, self._count(best.rows)
+        chooser = self.packings[screened.milli[fleet.kind[best.rows[0]]]]
+        return self._placement(best, [chooser.choose(fleet, row, count) for row in best.rows], ())
 
     def evicting(self, now_ms: int) -> Placement | None:
         """The placement that loses least spot work, if making room would help."""
-        rows = np.flatnonzero(self.screen.bits == 0)
+        rows = self.screen.open_rows()
         able = rows[self._fits(rows)]
         if able.size < self.request.nodes:
             return None
-        found = cheapest_eviction(self.fleet, self._by_group(able), self.request.nodes, self.demand_at, now_ms)
+        groups = [able] if self.request.nodes == 1 else self._by_group(able)
+        found = cheapest_eviction(self.fleet, groups, self.request.nodes, self.demand_at, now_ms)
         if found is None:
             return None
         return self._placement(Best(found.rows, None, int(able.size)), found.columns, found.leases)
@@ -67,15 +67,12 @@ class Choice:
     def offers(self) -> list[Offer]:
         orders = self._orders()
         rows = np.flatnonzero(np.isfinite(orders))
-        made = [self._offer(group) for group in self._by_group(rows)]
+        made = [self._offer(group.tolist()) for group in self._by_group(rows)]
         return [offer for offer in made if offer.available]
 
-    def demand_at(self, row: int, count: int | None = None) -> Demand:
+    def demand_at(self, row: int) -> Demand:
         """What the row would have to give; a share grows to the next size that its kind enforces."""
-        request = self.request
-        gpus = self.spec.count_min if count is None else count
-        milli = self.screen.milli[self.fleet.kind[row]]
-        return Demand(gpus, milli, request.cpu_milli, request.memory_bytes, request.disk_bytes)
+        return self.packings[self.screen.milli[self.fleet.kind[row]]].demand
 
     def _demand(self, milli: int) -> Demand:
         request = self.request
@@ -83,18 +80,18 @@ class Choice:
 
     def _orders(self) -> Floats:
         """Per row, what to prefer (lower), inf where it is closed or has no room now. A fresh array."""
-        order, sizes = self.screen.order, self.screen.sizes
-        if len(sizes) == 1:
-            return order + self._scores(sizes[0])
+        order, packings = self.screen.order, self.packings
+        if len(packings) == 1:
+            return order + self._scores(next(iter(packings.values())))
         granted = np.array(self.screen.milli)[self.fleet.kind[: self.fleet.rows]]
         score = np.full(order.size, np.inf)
-        for milli in sizes:
+        for milli, one in packings.items():
             same = granted == milli
-            score[same] = self._scores(milli)[same]
+            score[same] = self._scores(one)[same]
         return order + score
 
-    def _scores(self, milli: int) -> Floats:
-        score = scores(self.fleet, self._demand(milli))
+    def _scores(self, one: Packing) -> Floats:
+        score = one.scores(self.fleet)
         return score if self.policy.packs else np.where(np.isfinite(score), 0.0, np.inf)
 
     def _single(self, orders: Floats) -> Best | None:
@@ -130,18 +127,17 @@ class Choice:
     def _fits(self, rows: Rows) -> npt.NDArray[np.bool_]:
         granted = np.array(self.screen.milli)[self.fleet.kind[rows]]
         keep = np.zeros(rows.size, np.bool_)
-        for milli in self.screen.sizes:
+        for milli, one in self.packings.items():
             same = granted == milli
-            keep[same] = fits(self.fleet, self._demand(milli), rows[same], evicting=True)
+            keep[same] = fits(self.fleet, one.demand, rows[same], evicting=True)
         return keep
 
-    def _by_group(self, rows: Rows) -> list[list[int]]:
-        """Rows of one cluster and kind together, groups and rows by preference."""
-        groups: dict[int, list[int]] = {}
-        order = self.screen.order[rows]
-        for row in rows[np.argsort(order, kind="stable")].tolist():
-            groups.setdefault(int(self.fleet.group[row]), []).append(row)
-        return list(groups.values())
+    def _by_group(self, rows: Rows) -> list[Rows]:
+        """Rows of one cluster and kind together."""
+        group = self.fleet.group[rows]
+        ranked = np.argsort(group, kind="stable")
+        starts = np.flatnonzero(np.diff(group[ranked])) + 1
+        return [part for part in np.split(rows[ranked], starts) if part.size]
 
     def _count(self, rows: tuple[int, ...]) -> int:
         spec = self.spec
@@ -150,7 +146,7 @@ class Choice:
         whole = min(int(np.count_nonzero(self.fleet.free[:, row] >= WHOLE_MILLI)) for row in rows)
         return whole if spec.count_max is None else min(whole, spec.count_max)
 
-    def _placement(self, best: Best, taken: tuple[tuple[int, ...], ...], evicts: tuple[str, ...]) -> Placement:
+    def _placement(self, best: Best, taken: Sequence[Sequence[int]], evicts: tuple[str, ...]) -> Placement:
         fleet, request, first = self.fleet, self.request, best.rows[0]
         kind_id, profile_id = int(fleet.kind[first]), int(fleet.profile[first])
         kind, profile, milli = fleet.kinds[kind_id], fleet.profiles[profile_id], self.screen.milli[kind_id]

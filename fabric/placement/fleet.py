@@ -8,16 +8,16 @@ A **row** is the GPUs of one node that are alike in everything a price or a requ
 are one row; a node with two models, or with some GPUs inside a sold slot, has several, which share its CPU and memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from fabric.placement.grammar import WHOLE_MILLI
-from fabric.placement.inventory import Assignment, Gpu, GpuShare, Held, Kind, Model, Node, Profile
+from fabric.placement.inventory import Assignment, Gpu, GpuShare, Held, Kind, Model, Node, Profile, Sort
 from fabric.placement.memo import Memo
 from fabric.placement.outlook import CELLS, STEP_MILLI, Outlook
-from fabric.placement.request import Request, Tier
+from fabric.placement.request import Request
 
 __all__ = ["Assignment", "Fleet", "FleetError", "Gpu", "GpuShare", "Held", "Kind", "Node", "Profile"]
 
@@ -33,9 +33,12 @@ class FleetError(ValueError):
 class Fleet:
     """Every row of every node, in columns. One writer; not safe for threads.
 
-    Columns have one entry per row, matrices one line per GPU position or resource: `free` and `spot` in milli-GPU,
-    `room`, `spot_room` and `total` in (milli-cores, bytes of memory, bytes of disk). `cell` is where a GPU's free share
-    stands in the tables of the outlook. Readers take the first `rows` entries and leave them as they are.
+    Columns have one entry per row, matrices one line per GPU position or resource: `free` and `spot` in milli-GPU
+    (`spot_milli` is the row's sum, `spot_safe` that of milli-GPU × the time up to which the work is stored), `room`,
+    `spot_room` and `total` in (milli-cores, bytes of memory, bytes of disk). `cell` is where a GPU's free share stands
+    in the tables of the outlook. `room`, `model` and `cell` are views of `state`, which has a line per row with all
+    that packing reads. `sort` numbers the rows that are alike in everything but what is free (`sorts`). Readers take
+    the first `rows` entries and leave them as they are.
 
     Whoever remembers something per row follows by `version`, which grows when nodes change, and `changed_since`.
     """
@@ -48,9 +51,11 @@ class Fleet:
         self.kinds: list[Kind] = []
         self.profiles: list[Profile] = []
         self.models: list[Model] = []
+        self.sorts: list[Sort] = []
         self.groups: list[tuple[str, int]] = []
         self.outlook = Outlook()
-        self.memo = Memo()
+        self.screens = Memo()
+        self.packings = Memo()
         self.tracks_use = False
         self.spot_leases = 0
         self.ending_leases = 0
@@ -59,6 +64,7 @@ class Fleet:
         self._kind_ids: dict[Kind, int] = {}
         self._profile_ids: dict[Profile, int] = {}
         self._model_ids: dict[Model, int] = {}
+        self._sort_ids: dict[Sort, int] = {}
         self._group_ids: dict[tuple[str, int], int] = {}
         self._rows_of: dict[str, list[int]] = {}
         self._seat: dict[str, tuple[int, int]] = {}
@@ -82,7 +88,7 @@ class Fleet:
             held = self.leases[lease]
             for assignment in held.assignments:
                 if assignment.node == node.name:
-                    self._move(assignment, held.tier, sign=-1)
+                    self._move(assignment, held, sign=-1)
         self._restructured()
 
     def remove_node(self, name: str) -> tuple[str, ...]:
@@ -114,9 +120,9 @@ class Fleet:
                 self._check_free(assignment)
             except FleetError:
                 for done in held.assignments[:index]:
-                    self._move(done, held.tier, sign=1)
+                    self._move(done, held, sign=1)
                 raise
-            self._move(assignment, held.tier, sign=-1)
+            self._move(assignment, held, sign=-1)
         self.leases[held.lease] = held
         self._count(held, 1)
         for assignment in held.assignments:
@@ -134,7 +140,7 @@ class Fleet:
         self._count(held, -1)
         for assignment in held.assignments:
             self._residents[assignment.node].discard(lease)
-            self._move(assignment, held.tier, sign=1)
+            self._move(assignment, held, sign=1)
         return held
 
     def saw(self, request: Request) -> None:
@@ -151,6 +157,11 @@ class Fleet:
         if held is None:
             raise FleetError(f"no lease {lease!r} in the fleet")
         self.leases[lease] = Held(held.lease, held.tier, held.assignments, safe_ms, held.until_ms)
+        if held.tier == "spot":
+            seats = [(self._seat.get(share.uuid), share.milli) for part in held.assignments for share in part.gpus]
+            for seat, milli in seats:
+                if seat is not None:
+                    self.spot_safe[seat[0]] += milli * (safe_ms - held.safe_ms)
 
     def used(self, uuid: str, gpu_ms: int) -> None:
         """Note a GPU's paid time in this epoch; of equal GPUs the least used is taken first.
@@ -189,22 +200,24 @@ class Fleet:
         """Where the log of changed rows ends: what a reader keeps as its cursor."""
         return self._log_start + len(self._log)
 
-    def changed_since(self, cursor: int) -> Iterable[int] | None:
+    def changed_since(self, cursor: int) -> Sequence[int] | None:
         """Rows that changed after the cursor, perhaps repeated; None when that is no longer known."""
         return self._log[cursor - self._log_start :] if cursor >= self._log_start else None
 
     def _allocate(self, rows: int, width: int) -> None:
+        self.state = np.zeros((rows, 4 + width), np.int64)
+        self.room, self.model, self.cell = self.state.T[:3], self.state[:, 3], self.state.T[4:]
         self.kind = np.zeros(rows, np.int32)
         self.profile = np.zeros(rows, np.int32)
-        self.model = np.zeros(rows, np.int32)
         self.group = np.zeros(rows, np.int32)
+        self.sort = np.zeros(rows, np.int32)
         self.alive = np.zeros(rows, np.bool_)
         self.size = np.zeros(rows, np.int32)
-        self.cell = np.zeros((width, rows), np.int32)
         self.free = np.zeros((width, rows), np.int32)
         self.spot = np.zeros((width, rows), np.int32)
         self.used_gpu_ms = np.zeros((width, rows), np.int64)
-        self.room = np.zeros((3, rows), np.int64)
+        self.spot_milli = np.zeros(rows, np.int64)
+        self.spot_safe = np.zeros(rows, np.int64)
         self.spot_room = np.zeros((3, rows), np.int64)
         self.total = np.zeros((3, rows), np.int64)
         self._names: list[str] = [""] * rows
@@ -219,7 +232,6 @@ class Fleet:
                 getattr(self, name)[tuple(slice(0, length) for length in value.shape)] = value
         self._names[:old_rows] = old["_names"]
         self._uuids[:old_rows] = old["_uuids"]
-        self.cell[:] = self.model * CELLS + self.free // STEP_MILLI
 
     def _check_owner(self, node: Node) -> None:
         uuids = [gpu.uuid for gpu in node.gpus]
@@ -235,7 +247,7 @@ class Fleet:
             for uuid in self._uuids[row]:
                 del self._seat[uuid]
             self.alive[row] = False
-            self.size[row] = self.model[row] = 0
+            self.size[row] = self.model[row] = self.spot_milli[row] = self.spot_safe[row] = 0
             for matrix in (self.cell, self.free, self.spot, self.used_gpu_ms, self.room, self.spot_room, self.total):
                 matrix[:, row] = 0
             self._uuids[row], self._names[row] = (), ""
@@ -258,13 +270,16 @@ class Fleet:
             self._grow(2 * self.rows if self.rows > self.alive.size else self.rows, len(gpus))
         number = _number(self._kind_ids, self.kinds, kind)
         self.kind[row] = number
-        self.profile[row] = _number(self._profile_ids, self.profiles, Profile.of(node))
+        profile = _number(self._profile_ids, self.profiles, Profile.of(node))
+        total = (node.cpu_milli, node.memory_bytes, node.disk_bytes)
+        self.profile[row] = profile
+        self.sort[row] = _number(self._sort_ids, self.sorts, Sort(number, profile, len(gpus), *total))
         self.model[row] = _number(self._model_ids, self.models, kind.chip)
         self.group[row] = _number(self._group_ids, self.groups, (node.cluster, number))
         self.alive[row] = True
         self.size[row] = len(gpus)
         self.free[: len(gpus), row] = WHOLE_MILLI
-        self.total[:, row] = self.room[:, row] = (node.cpu_milli, node.memory_bytes, node.disk_bytes)
+        self.total[:, row] = self.room[:, row] = total
         self._names[row], self._uuids[row] = node.name, tuple(gpu.uuid for gpu in gpus)
         for column, gpu in enumerate(gpus):
             self._seat[gpu.uuid] = (row, column)
@@ -281,8 +296,8 @@ class Fleet:
     def _restructured(self) -> None:
         self.version += 1
 
-    def _move(self, assignment: Assignment, tier: Tier, *, sign: int) -> None:
-        rows = self._rows_of[assignment.node]
+    def _move(self, assignment: Assignment, held: Held, *, sign: int) -> None:
+        rows, spot = self._rows_of[assignment.node], held.tier == "spot"
         for share in assignment.gpus:
             seat = self._seat.get(share.uuid)
             if seat is None:  # it was withdrawn or fell ill while leased
@@ -291,14 +306,16 @@ class Fleet:
             free = int(self.free[column, row]) + sign * share.milli
             self.free[column, row] = free
             self.cell[column, row] = int(self.model[row]) * CELLS + max(free, 0) // STEP_MILLI
-            if tier == "spot":
+            if spot:
                 self.spot[column, row] -= sign * share.milli
+                self.spot_milli[row] -= sign * share.milli
+                self.spot_safe[row] -= sign * share.milli * held.safe_ms
         wanted = (assignment.cpu_milli, assignment.memory_bytes, assignment.disk_bytes)
         for row in rows:
             for index, amount in enumerate(wanted):
                 if amount:
                     self.room[index, row] += sign * amount
-                    if tier == "spot":
+                    if spot:
                         self.spot_room[index, row] -= sign * amount
         self._log.extend(rows)
         if len(self._log) > _LOG_LIMIT:

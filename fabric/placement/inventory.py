@@ -187,3 +187,15 @@ class Profile:
             node.pythons,
             node.capabilities,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Sort:
+    """What rows have in common that differ at most in what is free: numbers of kind and profile, GPUs, and the node."""
+
+    kind: int
+    profile: int
+    gpus: int
+    cpu_milli: int
+    memory_bytes: int
+    disk_bytes: int

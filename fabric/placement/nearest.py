@@ -27,10 +27,10 @@ def nearest(fleet: Fleet, request: Request, screens: list[tuple[GpuSpec, Screen]
     """At most four single changes that would do, those that serve now before waiting."""
     found: list[Nearest] = []
     for spec, one in screens:
-        for reason, tell in _TELLERS.items():
+        for reason in (reason for reason, _ in one.rejected if reason in _TELLERS):
             rows = _free_but_for(fleet, request, spec, one, reason)
             if rows.size >= request.nodes:
-                found.append(tell(fleet, request, one, rows))
+                found.append(_TELLERS[reason](fleet, request, one, rows))
         fewer = _fewer(fleet, request, spec, one)
         wait = _wait(fleet, request, spec, one, now_ms)
         found += [near for near in (fewer, wait) if near is not None]
@@ -50,7 +50,7 @@ def similar_names(fleet: Fleet, request: Request) -> tuple[str, ...]:
 
 def _free_but_for(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen, reason: Reason) -> Rows:
     """Rows that fail for this reason only and have room now."""
-    rows = np.flatnonzero(one.bits == BIT[reason])
+    rows = np.flatnonzero(one.bits(fleet) == BIT[reason])
     if not rows.size:
         return rows
     return rows[fits(fleet, _demand(request, spec.count_min, max(spec.milli, 1)), rows)]
@@ -108,20 +108,24 @@ _TELLERS: dict[Reason, Callable[[Fleet, Request, Screen, Rows], Nearest]] = {
 
 def _fewer(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen) -> Nearest | None:
     """The largest smaller number of GPUs per node for which there is room now."""
-    rows = np.flatnonzero(one.bits == 0)
-    for count in range(spec.count_min - 1, 0, -1):
-        able = rows[fits(fleet, _demand(request, count, spec.milli), rows)]
-        if able.size >= request.nodes:
-            text = f"{count} instead of {spec.count_min} × {_model(fleet, able)} per node"
-            return Nearest("gpu", text, count, int(able.size))
-    return None
+    if spec.count_min < 2:
+        return None
+    rows = one.open_rows()
+    rows = rows[fits(fleet, _demand(request, 1, spec.milli), rows)]
+    if rows.size < request.nodes:
+        return None
+    free = (fleet.free[:, rows] >= spec.milli).sum(axis=0)
+    count = int(np.sort(free)[-request.nodes])
+    able = rows[free >= count]
+    text = f"{count} instead of {spec.count_min} × {_model(fleet, able)} per node"
+    return Nearest("gpu", text, count, int(able.size))
 
 
 def _wait(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen, now_ms: int) -> Nearest | None:
     """When the first node gets room, by the ends that leases have announced."""
     if not fleet.ending_leases:
         return None
-    rows = np.flatnonzero(one.bits == 0)[:_ROWS_LOOKED_AT].tolist()
+    rows = one.open_rows()[:_ROWS_LOOKED_AT].tolist()
     demands = [_demand(request, spec.count_min, one.milli[fleet.kind[row]]) for row in rows]
     found = [_room_at(fleet, row, demand) for row, demand in zip(rows, demands, strict=True)]
     ends = [end for end in found if end is not None]

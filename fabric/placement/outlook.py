@@ -1,9 +1,9 @@
 """What is likely to be asked for next, and therefore what free resources are worth.
 
-The outlook counts the requests that have arrived and works out, for each GPU model, how much of a GPU with a free share
-`f` random arrivals of that mix would come to fill, and how much CPU and memory they would bring along. A node's worth is
-that sum over its GPUs, scaled down where CPU or memory would run out first, plus what its whole free GPUs mean to
-requests for several at once. A placement costs what it takes from the worth of its node.
+The outlook counts the requests that have arrived and works out, for each GPU model, how much of a GPU with a free
+share `f` random arrivals of that mix would come to fill, and how much CPU and memory they would bring along. A node's
+worth is that sum over its GPUs, scaled down where CPU or memory would run out first, plus what its whole free GPUs
+mean to requests for several at once. A placement costs what it takes from the worth of its node.
 
 This goes beyond fragmentation as FGD measures it (Weng et al., USENIX ATC '23), which asks of each kind of task whether
 one more of it fits: here a hole is worth what the *sequence* of arrivals would make of it, and a node short of CPU has
@@ -40,15 +40,7 @@ _MEMORY = 16_384
 _MOST_WISHES = 1024
 
 Table = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """A kind of request, as far as it matters for what to leave free."""
-
-    spec: GpuSpec
-    cpu_milli: int
-    memory_bytes: int
+Wish = tuple[GpuSpec, int, int]  # what matters of a request for what to leave free: GPUs, CPU (milli), memory (bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +51,13 @@ class Tables:
         cell: per cell: expected milli-GPU filled, milli-cores and bytes that come along, 1 for a whole free GPU.
         gang: per model and number of whole free GPUs: expected milli-GPU for requests of several GPUs.
         scarcity: per model, worth of one milli-GPU beyond what it fills.
+        scale: factor that brings what a node can lose within ±1.
     """
 
     cell: Table
     gang: Table
     scarcity: Table
+    scale: float
 
 
 class Outlook:
@@ -83,7 +77,7 @@ class Outlook:
 
     def saw(self, request: "Request") -> None:
         """Count one arrival; alternatives count as their first."""
-        wish = Wish(request.gpu.specs[0], request.cpu_milli, request.memory_bytes)
+        wish = (request.gpu.specs[0], request.cpu_milli, request.memory_bytes)
         self._counts[wish] = self._counts.get(wish, 0) + 1
         self._seen += 1
         if self._seen >= self._build_at:
@@ -129,22 +123,23 @@ class Outlook:
             self._counts = dict(common[: _MOST_WISHES // 2])
 
     def _build(self) -> Tables:
-        mix = [*self._counts.items(), (Wish(GpuSpec(), *self._prior), _PRIOR)]
+        mix = [*self._counts.items(), ((GpuSpec(), *self._prior), _PRIOR)]
         share = np.array([count for _, count in mix], np.float64)
         share /= share.sum()
         wishes = [wish for wish, _ in mix]
         accepts = {
             spec: np.array([spec.accepts(one.vendor, one.name, one.memory_bytes) for one in self._models], np.bool_)
-            for spec in {wish.spec for wish in wishes}
+            for spec in {spec for spec, _, _ in wishes}
         }
-        allowed = np.array([accepts[wish.spec] for wish in wishes], np.bool_).reshape(len(wishes), len(self._models))
-        cell = _cells(wishes, share, allowed)
-        return Tables(cell, _gangs(wishes, share, allowed, self._width), self._scarcity(wishes, share, allowed))
+        allowed = np.array([accepts[spec] for spec, _, _ in wishes], np.bool_).reshape(len(wishes), len(self._models))
+        cell, gang = _cells(wishes, share, allowed), _gangs(wishes, share, allowed, self._width)
+        most = self._width * WHOLE_MILLI * (2 + _SCARCITY)
+        return Tables(cell, gang, self._scarcity(wishes, share, allowed), 1 / most)
 
     def _scarcity(self, wishes: list[Wish], share: Table, allowed: npt.NDArray[np.bool_]) -> Table:
         """How much more of each model is wanted than of the least wanted, when everybody flexible avoids crowds."""
         gpus = self._gpus
-        wanted = share * np.array([wish.spec.count_min * wish.spec.milli for wish in wishes], np.float64)
+        wanted = share * np.array([spec.count_min * spec.milli for spec, _, _ in wishes], np.float64)
         masks, which = np.unique(allowed, axis=0, return_inverse=True)
         load = np.bincount(which.ravel(), wanted, minlength=len(masks))
         if not gpus.sum() or not load.sum():
@@ -156,7 +151,7 @@ class Outlook:
             split = load[:, None] * pull / np.maximum(pull.sum(axis=1, keepdims=True), 1e-300)
             pressure = 0.8 * pressure + 0.2 * split.sum(axis=0) / np.maximum(gpus, 1e-300) * (gpus > 0)
         there = gpus > 0
-        return np.where(there, _SCARCITY * (pressure - pressure[there].min()), 0.0)
+        return np.where(there, _SCARCITY * np.minimum(pressure - pressure[there].min(), 1), 0.0)
 
 
 def _cells(wishes: list[Wish], share: Table, allowed: npt.NDArray[np.bool_]) -> Table:
@@ -164,11 +159,11 @@ def _cells(wishes: list[Wish], share: Table, allowed: npt.NDArray[np.bool_]) -> 
     models = allowed.shape[1]
     weight = np.zeros((models, CELLS))
     brings = np.zeros((models, CELLS, 3))
-    for wish, part, mask in zip(wishes, share.tolist(), allowed, strict=True):
-        if wish.spec.count_min == 1:
-            step = -(-wish.spec.milli // STEP_MILLI)
+    for (spec, cpu_milli, memory_bytes), part, mask in zip(wishes, share.tolist(), allowed, strict=True):
+        if spec.count_min == 1:
+            step = -(-spec.milli // STEP_MILLI)
             weight[mask, step] += part
-            brings[mask, step] += part * np.array((wish.spec.milli, wish.cpu_milli, wish.memory_bytes))
+            brings[mask, step] += part * np.array((spec.milli, cpu_milli, memory_bytes))
     cell = np.zeros((models, CELLS, 4))
     for free in range(1, CELLS):
         fitting = weight[:, 1 : free + 1]
@@ -182,8 +177,8 @@ def _cells(wishes: list[Wish], share: Table, allowed: npt.NDArray[np.bool_]) -> 
 def _gangs(wishes: list[Wish], share: Table, allowed: npt.NDArray[np.bool_], width: int) -> Table:
     gang = np.zeros((allowed.shape[1], width + 1))
     whole = np.arange(width + 1)
-    for wish, part, mask in zip(wishes, share.tolist(), allowed, strict=True):
-        count = wish.spec.count_min
+    for (spec, _, _), part, mask in zip(wishes, share.tolist(), allowed, strict=True):
+        count = spec.count_min
         if count > 1:
             gang[mask] += part * (whole // count) * count * WHOLE_MILLI
     return gang

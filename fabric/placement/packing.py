@@ -1,7 +1,6 @@
 """Whether a demand fits into what is free of each row, what it spoils there, and which GPUs of a row it takes.
 
-It knows nothing of prices, tiers or places (`screen`). `packing` remembers its answers per demand and works out again
-only the rows that have changed since.
+It knows nothing of prices, tiers or places (`screen`).
 """
 
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fabric.placement.outlook import CELLS, STEP_MILLI, Tables
 SCORE_CEILING = 1024.0
 
 _UNFIT = 255
+_SPREAD = SCORE_CEILING / 2 - 1
 
 Rows = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
@@ -43,115 +43,143 @@ def fits(fleet: Fleet, demand: Demand, rows: Rows, *, evicting: bool = False) ->
     return enough
 
 
-def scores(fleet: Fleet, demand: Demand) -> Floats:
-    """Per row, what placing the demand there costs the others, in [0, 1024); inf where it does not fit."""
-    tables = fleet.outlook.tables(fleet)
-    packing = fleet.memo.recall(demand)
-    if not isinstance(packing, _Packing):
-        packing = _Packing(demand)
-        fleet.memo.keep(demand, packing, fleet.rows)
-    packing.follow(fleet, tables)
-    return packing.score
+def packing(fleet: Fleet, demand: Demand) -> "Packing":
+    """The demand's packing, shared by all requests that differ only in what they allow."""
+    known = fleet.packings.recall(demand)
+    if isinstance(known, Packing):
+        return known
+    made = Packing(demand)
+    fleet.packings.keep(demand, made, fleet.rows)
+    return made
 
 
-def choose_gpus(fleet: Fleet, demand: Demand, row: int) -> list[int]:
-    """Positions of the row's GPUs to take.
-
-    A share goes where the remaining hole loses least, whole GPUs are all alike; of equal ones the least used is taken.
-    """
-    free, used = fleet.free[:, row].tolist(), fleet.used_gpu_ms[:, row].tolist()
-    able = [column for column in range(len(free)) if free[column] >= demand.milli]
-    if demand.milli == WHOLE_MILLI:
-        able.sort(key=lambda column: (used[column], column))
-    else:
-        ranks = _ranks(fleet.outlook.tables(fleet), demand).rank[fleet.cell[:, row]].tolist()
-        able.sort(key=lambda column: (ranks[column], free[column], used[column], column))
-    return able[: demand.count]
-
-
-class _Packing:
-    """The scores of one demand, brought up to date row by row."""
+class Packing:
+    """One demand against every row; what was worked out is kept, and only rows that changed are worked out again."""
 
     def __init__(self, demand: Demand) -> None:
         self.demand = demand
-        self.score: Floats = np.zeros(0)
+        self._score: Floats = np.zeros(0)
+        self._wanted = np.array(_wanted(demand)).ravel()
         self._seen = (-1, -1)
         self._cursor = -1
-        self._ranks: _Ranks | None = None
+        self._cut: _Cut | None = None
 
-    def follow(self, fleet: Fleet, tables: Tables) -> None:
+    def scores(self, fleet: Fleet) -> Floats:
+        """Per row, what placing the demand there costs the others, within ±`SCORE_CEILING` / 2; inf where it does not
+        fit.
+
+        The array is the packing's own.
+        """
+        tables = fleet.outlook.tables(fleet)
         state = (fleet.outlook.version, fleet.rows)
         changed = fleet.changed_since(self._cursor) if state == self._seen else None
-        if changed is None:
-            self._ranks = _ranks(tables, self.demand) if self.demand.count else None
-            self.score = self._of(fleet, tables, slice(0, fleet.rows))
-        elif changed:
-            rows = np.fromiter(set(changed), np.intp)
-            self.score[rows] = self._of(fleet, tables, rows)
+        if changed is None or len(changed) > fleet.rows:
+            self._cut = _cut(tables, self.demand)
+            self._score = self._of(fleet, tables, self._cut, slice(0, fleet.rows))
+        elif changed and self._cut is not None:
+            rows = np.array([*{*changed}], np.intp)
+            self._score[rows] = self._of(fleet, tables, self._cut, rows)
         self._seen, self._cursor = state, fleet.now_at
+        return self._score
 
-    def _of(self, fleet: Fleet, tables: Tables, rows: Rows | slice) -> Floats:
-        demand = self.demand
-        cells = fleet.cell[:, rows]
-        model = fleet.model[rows]
-        room = fleet.room[:, rows]
-        before = np.take(tables.cell, cells, axis=0).sum(axis=0).T
-        able = np.logical_and.reduce(room >= _wanted(demand))
-        after = before
-        if demand.milli == WHOLE_MILLI:
-            if demand.count:
-                able &= before[3] >= demand.count
-                after = before - demand.count * tables.cell[model * CELLS + CELLS - 1].T
-        elif self._ranks is not None:
-            best = self._ranks.rank[cells].min(axis=0)
-            able &= (
-                (best != _UNFIT)
-                if demand.milli % STEP_MILLI == 0
-                else (fleet.free[:, rows] >= demand.milli).any(axis=0)
-            )
-            after = before - self._ranks.loss[model * (_UNFIT + 1) + best].T
-        left = room[:2] - ((demand.cpu_milli,), (demand.memory_bytes,))
-        lost = _worth(tables, model, before, room) - _worth(tables, model, after, left)
-        lost += tables.scarcity[model] * (demand.count * demand.milli)
-        return np.where(able, np.clip(lost / 64 + 16, 0, SCORE_CEILING - 1), np.inf)
+    def choose(self, fleet: Fleet, row: int, count: int) -> list[int]:
+        """Positions of `count` GPUs of the row, after `scores` has found that the demand fits there.
+
+        A share goes where the remaining hole loses least, whole GPUs are all alike; of equal ones the least used is
+        taken.
+        """
+        free, milli = fleet.free[:, row].tolist(), self.demand.milli
+        able = [column for column, has in enumerate(free) if has >= milli] if count else []
+        if fleet.tracks_use:
+            able.sort(key=fleet.used_gpu_ms[:, row].tolist().__getitem__)
+        if self._cut is not None and self._cut.rank is not None:
+            ranks = self._cut.rank.take(fleet.cell[:, row]).tolist()
+            able.sort(key=lambda column: (ranks[column], free[column]))
+        return able[:count]
+
+    def _of(self, fleet: Fleet, tables: Tables, cut: "_Cut", rows: Rows | slice) -> Floats:
+        state = fleet.state[rows] if isinstance(rows, slice) else fleet.state.take(rows, axis=0)
+        room, model, cells = state[:, :3], state[:, 3], state[:, 4:].T
+        left = room - self._wanted
+        able = left.min(axis=1) >= 0
+        sums = np.empty((2, model.size, 4))
+        before, after = sums
+        np.add.reduce(tables.cell.take(cells, axis=0), axis=0, out=before)
+        if cut.rank is None:
+            able &= before[:, 3] >= self.demand.count
+            np.subtract(before, cut.loss.take(model, axis=0), out=after)
+        else:
+            best = cut.rank.take(cells).min(axis=0)
+            able &= best != _UNFIT
+            if self.demand.milli % STEP_MILLI:
+                able &= (fleet.free[:, rows] >= self.demand.milli).any(axis=0)
+            np.subtract(before, cut.loss.take(model * (_UNFIT + 1) + best, axis=0), out=after)
+        limits = np.empty((2, model.size, 2))
+        limits[0], limits[1] = room[:, :2], left[:, :2]
+        worth = _worth(sums, np.maximum(limits, 1, out=limits))
+        worth += tables.gang.take(model * tables.gang.shape[1] + sums[:, :, 3].astype(np.intp))
+        lost = worth[0] - worth[1]
+        if cut.toll is not None:
+            lost += cut.toll.take(model)
+        lost *= tables.scale * _SPREAD
+        lost[~able] = np.inf
+        return lost
 
 
 @dataclass(frozen=True, slots=True)
-class _Ranks:
-    """For a share: in which order free shares are preferred, and what each loses (as columns of `Tables.cell`)."""
+class _Cut:
+    """What a demand takes out of a row, by the tables of the outlook.
 
-    rank: npt.NDArray[np.uint8]
+    Attributes:
+        rank: for a share, per cell in which order free shares are preferred, `_UNFIT` where it does not fit; None for
+            whole GPUs.
+        loss: as columns of `Tables.cell`, what a model's GPUs lose: for a share per model and rank, else per model.
+        toll: per model, what its scarcity adds; None when all are equally scarce.
+    """
+
+    rank: npt.NDArray[np.uint8] | None
     loss: Floats
+    toll: Floats | None
 
 
-def _ranks(tables: Tables, demand: Demand) -> _Ranks:
+def _cut(tables: Tables, demand: Demand) -> _Cut:
     """Holes by what they lose when the share is cut from them; the smaller hole first where that is equal."""
+    toll = tables.scarcity * (demand.count * demand.milli) if tables.scarcity.any() else None
+    if demand.milli == WHOLE_MILLI:
+        return _Cut(None, demand.count * tables.cell[CELLS - 1 :: CELLS], toll)
     models = tables.cell.shape[0] // CELLS
     cell = tables.cell.reshape(models, CELLS, 4)
     step = demand.milli // STEP_MILLI
     rank = np.full((models, CELLS), _UNFIT, np.uint8)
     loss = np.zeros((models, _UNFIT + 1, 4))
-    cut = cell[:, step:] - cell[:, : CELLS - step]
-    order = np.argsort(cut[:, :, 0], axis=1, kind="stable")
+    less = cell[:, step:] - cell[:, : CELLS - step]
+    order = np.argsort(less[:, :, 0], axis=1, kind="stable")
     places = np.arange(order.shape[1], dtype=np.uint8)
     np.put_along_axis(rank, order + step, np.broadcast_to(places, order.shape), axis=1)
-    loss[:, : order.shape[1]] = np.take_along_axis(cut, order[:, :, None], axis=1)
-    return _Ranks(rank.reshape(-1), loss.reshape(-1, 4))
+    loss[:, : order.shape[1]] = np.take_along_axis(less, order[:, :, None], axis=1)
+    return _Cut(rank.reshape(-1), loss.reshape(-1, 4), toll)
 
 
-def _worth(tables: Tables, model: npt.NDArray[np.int32], sums: Floats, room: npt.NDArray[np.int64]) -> Floats:
-    """Milli-GPU that arrivals would come to fill: all of `sums[0]` while CPU and memory last, less as they run short.
+def _worth(sums: Floats, room: Floats) -> Floats:
+    """Milli-GPU that arrivals would come to fill: the sums' first while CPU and memory last, less as they run short.
 
     The three limits are joined smoothly (an 8-norm), because arrivals vary: a node with just enough CPU on average
     runs out of it before its GPUs are full about half of the time.
+
+    Args:
+        sums: (…, row, 4), as `Tables.cell` summed over a row's GPUs.
+        room: (…, row, 2), free CPU and memory, at least 1.
     """
-    need = sums[1:3] / np.maximum(room[:2], 1)
+    need = sums[:, :, 1:3] / room
     need *= need
     need *= need
     need *= need
-    short = need[0] + need[1] + 1
-    filled = sums[0] / np.sqrt(np.sqrt(np.sqrt(short)))
-    return filled + tables.gang[model, sums[3].astype(np.intp)]
+    short = need[:, :, 0] + need[:, :, 1]
+    short += 1
+    np.sqrt(short, out=short)
+    np.sqrt(short, out=short)
+    np.sqrt(short, out=short)
+    return sums[:, :, 0] / short
 
 
 def _wanted(demand: Demand) -> tuple[tuple[int], tuple[int], tuple[int]]:

@@ -1,8 +1,8 @@
 """Where a request goes: `place(fleet, request)` is a `Placement` or a `Refusal`; `offers(fleet, request)` is what could
 be bought now. Both use the same screens, so the price shown is the price paid.
 
-Pure and deterministic: no clock, no randomness; nothing is booked (`Fleet.take` books what was decided). The fleet's
-`memo` keeps what was worked out for earlier requests; it changes speed, never an answer.
+Pure and deterministic: no clock, no randomness; nothing is booked (`Fleet.take` books what was decided). The fleet
+keeps what was worked out for earlier requests (`memo`); that changes speed, never an answer.
 
 ```
 place(fleet: Fleet, request: Request, policy: Policy | None = None, *, now_ms: int = 0) -> Placement | Refusal
@@ -13,8 +13,6 @@ as_held(placement: Placement, lease: str, *, safe_ms: int = 0, until_ms: int | N
 
 from collections import Counter
 
-import numpy as np
-
 from fabric.placement.answer import Offer, Placement, Reason, Refusal, Verdict
 from fabric.placement.choice import Choice
 from fabric.placement.fleet import Fleet
@@ -22,7 +20,9 @@ from fabric.placement.inventory import Held
 from fabric.placement.nearest import nearest, similar_names
 from fabric.placement.policy import Policy, policy_for
 from fabric.placement.request import Request
-from fabric.placement.screen import BIT
+from fabric.placement.screen import Screen
+
+_HOPE = (Verdict.TAKEN, Verdict.PRICE, Verdict.NEVER_FITS)
 
 
 def place(fleet: Fleet, request: Request, policy: Policy | None = None, *, now_ms: int = 0) -> Placement | Refusal:
@@ -80,29 +80,20 @@ def _evicting(fleet: Fleet, request: Request, choices: list[Choice], now_ms: int
 
 
 def _refusal(fleet: Fleet, request: Request, choices: list[Choice], now_ms: int) -> Refusal:
-    order = (Verdict.TAKEN, Verdict.PRICE, Verdict.NEVER_FITS)
-    verdict = min((_verdict(choice) for choice in choices), key=order.index)
-    reasons: Counter[Reason] = Counter()
-    for choice in choices:
-        reasons.update(dict(choice.screen.rejected))
-        reasons[Reason.TAKEN] += choice.screen.open_count
-    counted = tuple((reason, reasons[reason]) for reason in Reason if reasons[reason])
-    considered = sum(choice.screen.considered for choice in choices)
+    screens = [choice.screen for choice in choices]
+    verdict = min((one.verdict(fleet) for one in screens), key=_HOPE.index)
     near = nearest(fleet, request, [(choice.spec, choice.screen) for choice in choices], now_ms)
-    return Refusal(verdict, considered, counted, near, similar_names(fleet, request))
+    names = similar_names(fleet, request) if verdict is Verdict.NEVER_FITS else ()
+    return Refusal(verdict, sum(one.considered for one in screens), _counted(screens), near, names)
 
 
-def _verdict(choice: Choice) -> Verdict:
-    """What an empty fleet could do, and what it could do at any price."""
-    if _enough(choice, 0):
-        return Verdict.TAKEN
-    return Verdict.PRICE if _enough(choice, BIT[Reason.PRICE]) else Verdict.NEVER_FITS
-
-
-def _enough(choice: Choice, forgiven: int) -> bool:
-    """Whether so many nodes of one cluster and kind would do, all empty and the forgiven reasons aside."""
-    nodes = choice.request.nodes
-    rows = np.flatnonzero((choice.screen.bits & ~forgiven) == 0)
-    if nodes == 1 or rows.size < nodes:
-        return rows.size >= nodes
-    return int(np.bincount(choice.fleet.group[rows]).max()) >= nodes
+def _counted(screens: list[Screen]) -> tuple[tuple[Reason, int], ...]:
+    """Rows by the reason against them, over all alternatives; what is open but has no room is taken."""
+    if len(screens) == 1:
+        taken = screens[0].open_count
+        return (*screens[0].rejected, (Reason.TAKEN, taken)) if taken else screens[0].rejected
+    reasons: Counter[Reason] = Counter()
+    for one in screens:
+        reasons.update(dict(one.rejected))
+        reasons[Reason.TAKEN] += one.open_count
+    return tuple((reason, reasons[reason]) for reason in Reason if reasons[reason])

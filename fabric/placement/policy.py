@@ -13,7 +13,8 @@ class Policy:
     """Compare by the properties of `order` first to last, then by how well the request packs.
 
     Attributes:
-        order: "price" (lower), "rtt" (lower, in bands), "spread" (away from the replicas named in the request).
+        order: "price" (lower), "rtt" (lower, in bands), "spread" (away from the replicas named in the request; "price"
+            comes right after it).
         rtt_band_ms: round trips in the same band are equally good; about the error of an estimate.
         packs: whether the last word is packing; otherwise the first place found is taken.
     """
@@ -22,6 +23,11 @@ class Policy:
     order: tuple[Property, ...]
     rtt_band_ms: float = 5.0
     packs: bool = True
+
+    @property
+    def spreads(self) -> bool:
+        """Whether replicas keep away from each other; that counts for more than the price, which comes right after."""
+        return "spread" in self.order
 
     @property
     def because(self) -> str:

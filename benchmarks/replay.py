@@ -1,0 +1,93 @@
+"""Arrivals and departures by a trace's own times: how full the cluster was and how long pods waited.
+
+Pods that find no room wait in the product's queue (`fabric.placement.queue`), whatever the policy, so that only the
+placement differs. Simulated time: nothing sleeps.
+"""
+
+import heapq
+import statistics
+from dataclasses import dataclass, field
+
+from benchmarks.alibaba import Pod, TraceError, TraceNode
+from benchmarks.packers import Packer
+from fabric.placement.queue import Waiting, next_up
+
+
+@dataclass
+class _Cluster:
+    packer: Packer
+    pods: list[Pod]
+    held_milli: int = 0
+    leaving: list[tuple[int, int]] = field(default_factory=list)
+    waiting: dict[int, int] = field(default_factory=dict)
+    waits_s: list[int] = field(default_factory=list)
+
+    def try_place(self, index: int, now_s: int, since_s: int) -> bool:
+        pod = self.pods[index]
+        if not self.packer.arrive(f"pod-{index}", pod):
+            return False
+        self.held_milli += pod.gpu_milli
+        self.waits_s.append(now_s - since_s)
+        heapq.heappush(self.leaving, (now_s + _stay_s(pod), index))
+        return True
+
+    def leave(self, index: int) -> None:
+        self.packer.depart(f"pod-{index}")
+        self.held_milli -= self.pods[index].gpu_milli
+
+    def retry(self, now_s: int) -> None:
+        """Let those who wait try again in the queue's order; like demands that have just failed are not tried twice."""
+        entries = [Waiting(str(index), since_s * 1000) for index, since_s in self.waiting.items()]
+        failed: set[tuple[int, int, int, int, tuple[str, ...]]] = set()
+        for entry in next_up(entries, now_s * 1000):
+            index = int(entry.name)
+            pod = self.pods[index]
+            shape = (pod.cpu_milli, pod.memory_mib, pod.gpus, pod.milli, pod.models)
+            if shape in failed:
+                continue
+            if self.try_place(index, now_s, self.waiting[index]):
+                del self.waiting[index]
+            else:
+                failed.add(shape)
+
+
+def replay(nodes: list[TraceNode], pods: list[Pod], packer: Packer, speedup: float) -> dict[str, float]:
+    """Waiting times and time-averaged allocation of the trace, played `speedup` times as densely.
+
+    Raises:
+        TraceError: pods without times, or none at all.
+        ValueError: a speed-up that is not positive.
+    """
+    if speedup <= 0:
+        raise ValueError(f"--speedup is {speedup}; above 0")
+    if any(pod.created_s is None or pod.deleted_s is None for pod in pods):
+        raise TraceError("a pod has no creation_time or deletion_time: this file has no times to replay")
+    capacity = sum(node.gpus for node in nodes) * 1000
+    arrivals = sorted((int((pod.created_s or 0) / speedup), index) for index, pod in enumerate(pods))
+    cluster, position, now_s, area, start_s = _Cluster(packer, pods), 0, arrivals[0][0], 0, arrivals[0][0]
+    while position < len(arrivals):
+        ends = cluster.leaving and cluster.leaving[0][0] <= arrivals[position][0]
+        then_s = cluster.leaving[0][0] if ends else arrivals[position][0]
+        area += cluster.held_milli * (then_s - now_s)
+        now_s = then_s
+        if ends:
+            cluster.leave(heapq.heappop(cluster.leaving)[1])
+            if cluster.waiting:
+                cluster.retry(now_s)
+            continue
+        index = arrivals[position][1]
+        position += 1
+        if not cluster.try_place(index, now_s, now_s):
+            cluster.waiting[index] = now_s
+    waits = sorted(cluster.waits_s + [now_s - since_s for since_s in cluster.waiting.values()])
+    return {
+        "mean_alloc_pct": 100 * area / max(now_s - start_s, 1) / capacity,
+        "wait_mean_s": statistics.mean(waits),
+        "wait_p99_s": float(waits[len(waits) * 99 // 100]),
+        "waited_pct": 100 * sum(wait > 0 for wait in waits) / len(waits),
+        "still_waiting": float(len(cluster.waiting)),
+    }
+
+
+def _stay_s(pod: Pod) -> int:
+    return max((pod.deleted_s or 0) - (pod.created_s or 0), 1)
