@@ -234,9 +234,9 @@ class _Worker:
 
     def _run(self, function: Callable[..., Any] | BaseException, pieces: list[memoryview]) -> tuple[int | None, list]:
         """(status, pieces) of one task; status None and a text when memory ran out."""
+        if isinstance(function, BaseException):
+            return _encode_failure(function)
         try:
-            if isinstance(function, BaseException):
-                raise function
             args, kwargs = pickle.loads(pieces[0], buffers=pieces[1:])  # noqa: S301 - the sandbox is where this happens
             value = function(*args, **kwargs)
             encoded = encode(value)
@@ -245,8 +245,7 @@ class _Worker:
         except MemoryError as error:
             return None, [f"MemoryError: {error}\n{_traceback(error)}"]
         except BaseException as error:  # noqa: BLE001 - whatever the customer's function raises is its result
-            encoded = encode_exception(error, _traceback(error))
-            return channel.STATUS_EXCEPTION, [encoded.header, *encoded.buffers]
+            return _encode_failure(error)
         return channel.STATUS_VALUE, [encoded.header, *encoded.buffers]
 
     def _reporter(self, run: str, task: int) -> Callable[[int, int | None], None]:
@@ -267,6 +266,11 @@ def _load_function(body: Buffer) -> Callable[..., Any] | BaseException:
         return pickle.loads(body)  # noqa: S301 - the sandbox is where this happens
     except BaseException as error:  # noqa: BLE001 - a customer's module may raise anything when it is rebuilt
         return error
+
+
+def _encode_failure(error: BaseException) -> tuple[int, list[Buffer]]:
+    encoded = encode_exception(error, _traceback(error))
+    return channel.STATUS_EXCEPTION, [encoded.header, *encoded.buffers]
 
 
 def _traceback(error: BaseException) -> str:

@@ -2,26 +2,23 @@
 
 import re
 
-_NVIDIA_WORDS = frozenset({"NVIDIA", "TESLA", "GEFORCE", "QUADRO", "TITAN"})
-_KEPT_SUFFIXES = frozenset({"TI", "SUPER", "ADA", "SXM"})
-_MODEL = re.compile(r"^(?:[A-Z]{0,3}\d{1,4}[A-Z]{0,2}|V100S?)$")
+_MAKERS = frozenset({"NVIDIA", "TESLA", "GEFORCE", "QUADRO"})
+_FAMILIES = frozenset({"RTX", "GTX", "TITAN"})
+_VARIANTS = frozenset({"TI", "SUPER", "ADA"})
+_MODEL = re.compile(r"[A-Z]{0,2}\d{1,4}[A-Z]?(?<!GB)$")
 
 
 def market_name(device_name: str) -> str:
     """The name under which a device is offered: `NVIDIA H100 80GB HBM3` is an `H100`.
 
-    Words for the maker, the form factor and the memory are left out; `RTX 4090` becomes `RTX4090`, `RTX 6000 Ada` becomes
-    `RTX6000ADA`. A name of which nothing is left is kept whole, without spaces.
+    Words for the maker, the form factor and the memory are left out: `NVIDIA GeForce RTX 4090` is an `RTX 4090`, and
+    `NVIDIA RTX 6000 Ada Generation` an `RTX 6000 ADA`. A name of which nothing would be left is kept whole.
     """
-    words = [word for word in re.split(r"[\s\-_/]+", device_name.upper()) if word and word not in _NVIDIA_WORDS]
-    name = ""
-    for word in words:
-        if not name and word in ("RTX", "GTX"):
-            name = word
-        elif name in ("", "RTX", "GTX") and _MODEL.match(word):
-            name += word
-        elif name and word in _KEPT_SUFFIXES - {"SXM"}:
-            name += word
-        elif name not in ("", "RTX", "GTX"):
-            break
-    return name or "".join(device_name.upper().split())
+    words = [word for word in re.split(r"[\s\-_/]+", device_name.upper()) if word and word not in _MAKERS]
+    family = words.pop(0) if words and words[0] in _FAMILIES else ""
+    number = next((word for word in words if _MODEL.match(word)), "")
+    if not number:
+        return " ".join(device_name.upper().split())
+    behind = words[words.index(number) + 1 :]
+    variant = next((word for word in behind if word in _VARIANTS), "")
+    return " ".join(filter(None, (family, number, variant)))

@@ -14,7 +14,7 @@ Node → agent on the control connection:
     node       [NODE, {info, journal, start, end, leases: [[lease, generation, session, run], …]}]
     opened     [OPENED, lease, generation]
     ended      [ENDED, lease, generation, reason, detail]
-    meter      [METER, offset behind, [event bytes, …]]
+    meter      [METER, offset, [record, …]]                     from that offset of the journal on
     logs       [LOGS, run, [[task, stream, at_ms, text], …]]
     inventory  [INVENTORY, info]                                whenever a GPU's health changed
 

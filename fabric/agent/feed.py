@@ -1,4 +1,4 @@
-"""Sends the journal to the agent as it grows: at once when a lease opens or closes, else a little later, many at a time."""
+"""Sends the journal to the agent as it grows: at once when a lease opens or closes, else a little later, in bulk."""
 
 import asyncio
 
@@ -37,8 +37,9 @@ class Feed:
             if self._stream.unsent_bytes > _UNSENT_BYTES:
                 self.notify(urgent=False)
                 return
-            records, self._offset = self._journal.read(self._offset, _CHUNK_BYTES)
-            self._stream.send([METER, self._offset, records])
+            start = self._offset
+            records, self._offset = self._journal.read(start, _CHUNK_BYTES)
+            self._stream.send([METER, start, records])
 
     def stop(self) -> None:
         if self._timer is not None:

@@ -19,6 +19,11 @@ _HEAD = struct.Struct("<II")
 _MAX_RECORD_BYTES = 16 << 20
 
 
+def framed_bytes(record: bytes) -> int:
+    """By how much a record moves the offset."""
+    return _HEAD.size + len(record)
+
+
 class JournalGone(LookupError):
     """An offset whose segment was dropped already."""
 

@@ -7,7 +7,7 @@ the order that makes them true: journal before child, output before result, resu
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,11 +17,11 @@ import psutil
 import structlog
 
 from fabric.agent.events import Closed, Finished, LeaseEvent, Opened, Passed, Returned, Ticked
+from fabric.agent.exits import Exit
 from fabric.agent.meter import LeaseMeter
 from fabric.agent.oom import OomWatch
 from fabric.agent.output import Line
 from fabric.agent.pool import Pool
-from fabric.agent.exits import Exit
 from fabric.agent.sandbox import SandboxError
 from fabric.agent.stream import FrameStream
 from fabric.agent.tasks import Call, Key, Outcome, TaskBook, failed, parse_call

@@ -1,15 +1,15 @@
 """A lease's meter: events of the journal in, lines of a receipt out. Pure; node and agent fold the same events.
 
-All time is one floored cumulative sum: milliseconds since OPEN. Every line is a difference of two values of it, so task,
-idle and setup lines add up exactly. At any moment the time belongs to the run whose task runs, else to the run that
-used the lease last. Tasks of a lease run one at a time: a task starts when its frame was passed or the task before
-it ended, whichever is later.
+All time is one floored cumulative sum: milliseconds since OPEN. Every line is a difference of two values of it, so
+task, idle and setup lines add up exactly. At any moment the time belongs to the run whose task runs, else to the run
+that used the lease last. Tasks of a lease run one at a time: a task starts when its frame was passed or the task
+before it ended, whichever is later.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import msgpack
 
@@ -66,6 +66,11 @@ class LeaseMeter:
     @property
     def closed(self) -> bool:
         return self.reason is not None
+
+    @property
+    def runs(self) -> int:
+        """How many runs used the lease so far."""
+        return len(self._runs)
 
     @property
     def flying(self) -> list[tuple[str, list[tuple[int, int]]]]:
@@ -151,16 +156,30 @@ class LeaseMeter:
         self._runs.setdefault(event.run, _RunUse())
 
     def _finish(self, event: Finished) -> list[TaskLine]:
-        frame = self._frame_with(event.run, [(task, attempt) for task, attempt, *_ in event.tasks])
-        if frame is not self._flying[0]:
-            raise MeterError(f"lease {self.lease}: tasks of {event.run} ended before older ones")
+        frames = self._frames_of(event)
         self._advance(event.ns)
-        lines = self._task_lines(event, max(frame.passed_ns, self._free_ns))
-        self._remove(frame, {(task, attempt) for task, attempt, *_ in event.tasks})
+        lines = self._task_lines(event, max(frames[0].passed_ns, self._free_ns))
+        ended = {(task, attempt) for task, attempt, *_ in event.tasks}
+        for frame in frames:
+            self._remove(frame, ended)
         self._free_ns = event.ns
         self._last_run = event.run
         self._energy_seen_mj = max(self._energy_seen_mj, event.energy_mj)
         return lines
+
+    def _frames_of(self, event: Finished) -> list[_Frame]:
+        """The oldest frames, which must hold exactly these tasks and, but for the last of them, no others."""
+        ended = {(task, attempt) for task, attempt, *_ in event.tasks}
+        missing = set(ended)
+        frames: list[_Frame] = []
+        for frame in self._flying:
+            if not missing or frame.run != event.run or not ended >= set(frames[-1].tasks if frames else ()):
+                break
+            frames.append(frame)
+            missing -= set(frame.tasks)
+        if missing or not frames:
+            raise MeterError(f"lease {self.lease}: tasks {sorted(missing)} of {event.run} ended before older ones")
+        return frames
 
     def _return(self, event: Returned) -> None:
         frame = self._frame_with(event.run, event.tasks)

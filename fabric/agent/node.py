@@ -7,6 +7,7 @@ never unpickles. Restarted, it bills the leases it had up to the last thing its 
 import asyncio
 import contextlib
 import hmac
+import os
 import socket
 import sys
 from dataclasses import dataclass
@@ -352,11 +353,7 @@ class Node:
         loop = asyncio.get_running_loop()
         kind, _, where = self._config.listen.partition(":")
         if kind == "unix":
-            path = Path(where)
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if path.parent.stat().st_mode & 0o077:
-                raise PermissionError(f"{path.parent} is open to other users; it must have mode 0700")
-            path.unlink(missing_ok=True)
+            _make_room(Path(where))
             return await loop.create_unix_server(self.serve, where), self._config.listen
         server = await loop.create_server(self.serve, where, 0, family=socket.AF_INET)
         return server, f"tcp:{where}:{server.sockets[0].getsockname()[1]}"
@@ -438,6 +435,19 @@ def _open_meters(journal: Journal) -> list[LeaseMeter]:
 def _held(meter: LeaseMeter | None) -> Held:
     assert meter is not None
     return Held(meter.lease, meter.generation, meter.last_ns, meter.to_state())
+
+
+def _make_room(path: Path) -> None:
+    """The folder of a socket, ours alone, without the socket of an earlier process.
+
+    Raises:
+        PermissionError: the folder is somebody else's, or open to others.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = path.parent.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(f"{path.parent} must belong to this user alone, with mode 0700")
+    path.unlink(missing_ok=True)
 
 
 def _isolation(name: str) -> Isolation:

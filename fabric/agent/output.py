@@ -27,7 +27,7 @@ class Line:
 
 
 class OutputPipe:
-    """The node's end of a child's stdout (stream 1) or stderr (stream 2); the descriptor is non-blocking and not ours."""
+    """The node's end of a child's stdout (stream 1) or stderr (stream 2); the descriptor is non-blocking, not ours."""
 
     def __init__(self, fd: int, stream: int, stamp: bytes) -> None:
         self.fd = fd

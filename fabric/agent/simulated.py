@@ -10,7 +10,7 @@ _ITEM = re.compile(r"^\s*([A-Za-z0-9]+)\s*(?::\s*(\d{1,3}))?\s*$")
 _GIB = 1 << 30
 
 MEMORY_GIB = {
-    "A10": 24, "A100": 80, "B200": 180, "H100": 80, "H200": 141, "L4": 24, "L40S": 48, "RTX4090": 24, "T4": 16, "V100": 32,
+    "A10": 24, "A100": 80, "B200": 180, "H100": 80, "H200": 141, "L4": 24, "L40S": 48, "T4": 16, "V100": 32,
 }  # fmt: skip
 """What the real ones have; a model that is not listed gets 24 GiB."""
 

@@ -1,4 +1,4 @@
-"""Frames over a stream socket in asyncio: whole frames in, whole frames out, with back-pressure. Knows no frame's meaning.
+"""Frames over a stream socket in asyncio: whole frames in and out, with back-pressure. Knows no frame's meaning.
 
 A large body is received straight into its own buffer; lengths are checked before it is allocated.
 """

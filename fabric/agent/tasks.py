@@ -114,21 +114,24 @@ class TaskBook:
             self.kept_bytes += memoryview(outcome.pieces).nbytes
         self.doomed.discard((run, task))
 
-    def land(self, run: str, tasks: Iterable[tuple[int, int]]) -> None:
-        """These (task, attempt) of the oldest frame are no longer at the child.
+    def land(self, run: str, tasks: Sequence[tuple[int, int]]) -> None:
+        """These (task, attempt) of the oldest frames, in their order, are no longer at the child.
 
         Raises:
-            FrameError: the child did not have them.
+            FrameError: the child did not have them, or not in this order.
         """
-        gone = set(tasks)
-        head = self.flying[0] if self.flying else None
-        if head is None or head.run != run or not gone <= {(task.task, task.attempt) for task in head.tasks}:
-            raise FrameError(f"the child answered for tasks of {run} that it does not run")
-        kept = [task for task in head.tasks if (task.task, task.attempt) not in gone]
-        head.first += len(head.tasks) - len(kept)
-        head.tasks = kept
-        if not kept:
-            self.flying.popleft()
+        at = 0
+        while at < len(tasks):
+            head = self.flying[0] if self.flying else None
+            due = [(task.task, task.attempt) for task in head.tasks] if head is not None else []
+            part = list(tasks[at : at + len(due)])
+            if head is None or head.run != run or due[: len(part)] != part:
+                raise FrameError(f"the child answered for tasks of {run} that it does not run")
+            at += len(part)
+            head.first += len(part)
+            head.tasks = head.tasks[len(part) :]
+            if not head.tasks:
+                self.flying.popleft()
 
     def ground(self) -> list[Call]:
         """The child is gone: its frames, oldest first. The next child counts from 1."""

@@ -1,14 +1,5 @@
 """A node with real children: what a customer sees of it."""
 
-import os
-import signal
-import sys
-import time
-
-from fabric.agent import dialect, events
-from fabric.wire import channel
-from fabric.wire.reasons import Reason
-
 
 async def test_a_function_runs_and_its_value_comes_back(site):
     customer = await site.leased()

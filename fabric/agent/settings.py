@@ -1,0 +1,114 @@
+"""The agent's settings: one JSON file, named by `FABRIC_AGENT_CONFIG`. Read once; frozen."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from nacl.encoding import HexEncoder
+from nacl.signing import SigningKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fabric.agent.simulated import parse
+from fabric.wire.keys import refuse_unknown
+
+
+class ConfigError(ValueError):
+    """The agent's configuration cannot be used; the message names the file, the key and what to do."""
+
+
+class AgentEnvironment(BaseSettings):
+    """Keys of the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="FABRIC_", frozen=True, extra="ignore")
+
+    agent_config: Path | None = None
+    """`FABRIC_AGENT_CONFIG`: path of the JSON file with `AgentSettings`."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """`FABRIC_LOG_LEVEL`: least serious kind of log line that is written."""
+
+
+class AgentSettings(BaseModel):
+    """The JSON file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field(pattern=r"^https?://")
+    """The control plane."""
+    operator: str
+    """This operator's id."""
+    cluster: str
+    """This cluster's name, unique for the operator."""
+    region: str = ""
+    session_key_file: Path
+    """Ed25519 seed of 32 bytes as 64 hexadecimal digits; must be readable by its owner alone."""
+    state_dir: Path
+    """Receipts not yet acknowledged, and on each node its journal."""
+    ray_address: str
+    """`host:port` of the cluster's head."""
+    gateway_host: str = "127.0.0.1"
+    """Address on which customers' connections are taken."""
+    gateway_port: int = Field(default=0, ge=0, le=65535)
+    """Their port; 0 takes a free one."""
+    gateway_url: str = ""
+    """How customers reach the gateway, where it is not `ws://<gateway_host>:<gateway_port>/v1/channel`."""
+    isolation: Literal["none", "bubblewrap"] = "none"
+    """What stands between a customer's code and the node; `none` only for the operator's own code."""
+    prices: dict[str, dict[str, int]]
+    """{model: {tier: DC per GPU-hour}}."""
+    simulated_gpus: str = ""
+    """Offered by nodes without real GPUs: `H100:2,L4:2`; empty for none."""
+    warm_children: int = Field(default=1, ge=0, le=16)
+    """Children kept ready on each node beside those in use."""
+    warm_modules: tuple[str, ...] = ()
+    """Modules that children import before they are needed, for example `numpy`; missing ones are left out."""
+
+    @field_validator("simulated_gpus")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        parse(value)
+        return value
+
+    def session_key(self) -> SigningKey:
+        """The key that signs receipts.
+
+        Raises:
+            ConfigError: the file is missing, open to others, or holds no key.
+        """
+        path = self.session_key_file
+        try:
+            if path.stat().st_mode & 0o077:
+                raise ConfigError(f"the session key {path} is readable by others; run: chmod 600 {path}")
+            return SigningKey(path.read_text(encoding="ascii").strip().encode(), HexEncoder)
+        except OSError as error:
+            raise ConfigError(f"the session key {path} cannot be read: {error}") from None
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{path} holds no session key: 64 hexadecimal digits are wanted") from None
+
+
+def load(environ: dict[str, str]) -> tuple[AgentEnvironment, AgentSettings]:
+    """What the environment and the file it names say.
+
+    Raises:
+        ConfigError: a key that nobody knows, no file, or a file with a wrong member.
+    """
+    try:
+        refuse_unknown(environ)
+        environment = AgentEnvironment()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    path = environment.agent_config
+    if path is None:
+        raise ConfigError("FABRIC_AGENT_CONFIG is not set; it names the agent's JSON file")
+    try:
+        return environment, AgentSettings.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None

@@ -1,0 +1,192 @@
+"""Detached runs: fetches code and arguments, is the customer of its own node, stores the result.
+
+The node runs a task of one attempt once, however often it is told, so work may be given again after any break.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import structlog
+
+from fabric.agent.dialect import CHANNEL
+from fabric.agent.gateway import Refusal
+from fabric.agent.stream import connect
+from fabric.wire import channel
+from fabric.wire.frames import Buffer, FrameError, pack_bytes, unpack
+from fabric.wire.link import Work, WorkDone
+from fabric.wire.reasons import Reason
+from fabric.wire.tokens import LeaseToken
+
+_log = structlog.get_logger(__name__)
+
+ATTEMPTS = 5
+BACKOFF_S = 0.5
+
+_Key = tuple[str, int, int]
+
+
+class BlobError(RuntimeError):
+    """A blob could not be fetched or stored."""
+
+
+class Blobs:
+    """The control plane's blobs, as an agent may use them."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.AsyncClient(base_url=url.rstrip("/"), timeout=60)
+        self.token = ""
+
+    async def get(self, digest: str) -> bytes:
+        """Raises BlobError when it cannot be had or is not what its name says."""
+        response = await self._ask("GET", f"/v1/agent/blobs/{digest}")
+        if hashlib.sha256(response.content).hexdigest() != digest:
+            raise BlobError(f"blob {digest} is not what its name says")
+        return response.content
+
+    async def put(self, data: bytes, run: str) -> str:
+        """Store it for the run's owner; returns its name. Raises BlobError when that cannot be done."""
+        digest = hashlib.sha256(data).hexdigest()
+        await self._ask("PUT", f"/v1/agent/blobs/{digest}", params={"run": run}, content=data)
+        return digest
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        """With a few retries where the fault is not ours."""
+        problem = ""
+        for attempt in range(ATTEMPTS):
+            try:
+                headers = {"Authorization": f"Bearer {self.token}"}
+                response = await self._http.request(method, path, headers=headers, **more)
+            except httpx.TransportError as error:
+                problem = str(error) or type(error).__name__
+            else:
+                if response.is_success:
+                    return response
+                problem = f"{response.status_code} {response.text[:200]}"
+                if response.status_code < 500 and response.status_code not in (401, 408, 429):
+                    break
+            await asyncio.sleep(BACKOFF_S * 2**attempt)
+        raise BlobError(f"{method} {path}: {problem}")
+
+
+class Works:
+    """All detached tasks at work. `node_of` is the gateway's; `report` takes each `WorkDone`."""
+
+    def __init__(self, blobs: Blobs, node_of: Any, report: Callable[[WorkDone], None]) -> None:
+        self._blobs = blobs
+        self._node_of = node_of
+        self._report = report
+        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+
+    def begin(self, work: Work) -> None:
+        """Do it; given twice while it is at work, it is done once."""
+        key = (work.run, work.task, work.attempt)
+        if key not in self._tasks:
+            task = asyncio.ensure_future(self._do(work))
+            self._tasks[key] = task
+            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+
+    async def stop(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+    async def _do(self, work: Work) -> None:
+        try:
+            code, call = await asyncio.gather(self._blobs.get(work.code), self._blobs.get(work.args))
+            done = await self._run(work, code, call)
+        except Refusal as refusal:
+            done = _done(work, refusal.reason, refusal.message)
+        except (BlobError, FrameError) as error:
+            done = _done(work, Reason.INTERNAL_ERROR, str(error))
+        _log.info("detached task is over", run=work.run, task=work.task, reason=done.reason)
+        self._report(done)
+
+    async def _run(self, work: Work, code: bytes, call: bytes) -> WorkDone:
+        header, body = unpack(call)
+        sizes = header[3][0][2]
+        entry = [[work.task, work.attempt, sizes]]
+        frame = [channel.CALL, work.run, bytes.fromhex(work.code), entry, work.timeout_ms]
+        while True:
+            address, token = await self._node_of(LeaseToken("", work.lease, work.generation, "", 0))
+            try:
+                answer = await _Errand(work).run(address, token, code, frame, body)
+            except OSError as error:
+                _log.info("a node's channel broke", run=work.run, error=str(error))
+                await asyncio.sleep(BACKOFF_S)
+                continue
+            return await self._settle(work, *answer)
+
+    async def _settle(self, work: Work, header: list[Any], body: Buffer) -> WorkDone:
+        if header[0] == channel.CLOSED:
+            return _done(work, header[1], header[2])
+        if header[0] == channel.FAILED:
+            _, _, reason, message, exit_code = header[2][0]
+            return _done(work, reason, message, exit_code)
+        status = header[2][0][2]
+        result = await self._blobs.put(pack_bytes(header, body), work.run)
+        if status == channel.STATUS_VALUE:
+            return _done(work, Reason.DONE, result=result)
+        if status == channel.STATUS_EXCEPTION:
+            return _done(work, Reason.USER_ERROR, result=result)
+        return _done(work, Reason.RESULT_NOT_TRANSPORTABLE, bytes(body).decode(errors="replace"), result=result)
+
+
+class _Errand:
+    """One connection to the node for one task."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._answer: asyncio.Future[tuple[list[Any], Buffer]] = asyncio.get_running_loop().create_future()
+
+    async def run(
+        self, address: str, token: str, code: bytes, frame: list[Any], body: Buffer
+    ) -> tuple[list[Any], Buffer]:
+        """The frame that ends the task: RESULT, FAILED or CLOSED.
+
+        Raises:
+            OSError: the connection broke before that.
+        """
+        stream = await connect(address, self._on_frame, self._on_closed)
+        try:
+            stream.send([CHANNEL, token, self._work.lease, self._work.generation])
+            stream.send([channel.FN, frame[2]], code)
+            stream.send(frame, body)
+            answer = await self._answer
+            stream.send([channel.ACK, self._work.run, [self._work.task]])
+            return answer
+        finally:
+            stream.close()
+
+    def _on_frame(self, header: list[Any], body: Buffer) -> None:
+        mine = header[0] == channel.CLOSED or (
+            header[0] in (channel.RESULT, channel.FAILED)
+            and header[1] == self._work.run
+            and header[2][0][:2] == [self._work.task, self._work.attempt]
+        )
+        if mine and not self._answer.done():
+            self._answer.set_result((header, body))
+
+    def _on_closed(self, error: Exception | None) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(error if isinstance(error, OSError) else ConnectionError("the node hung up"))
+
+
+def _done(work: Work, reason: str, message: str = "", exit_code: int | None = None, result: str = "") -> WorkDone:
+    return WorkDone(
+        lease=work.lease,
+        generation=work.generation,
+        run=work.run,
+        task=work.task,
+        attempt=work.attempt,
+        reason=str(reason),
+        message=message,
+        exit_code=exit_code,
+        result=result,
+    )

@@ -1,0 +1,283 @@
+"""The agent between a real node and a control plane that speaks the real protocol (and decides nothing)."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+from nacl.signing import SigningKey
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from fabric.agent.agent import Agent
+from fabric.agent.cluster import Site as NodeSite
+from fabric.agent.link import Refused
+from fabric.agent.outbox import Outbox
+from fabric.agent.settings import AgentSettings
+from fabric.wire import channel, codec, link
+from fabric.wire.clock import SystemClock
+from fabric.wire.frames import pack_bytes, unpack
+from fabric.wire.reasons import Reason
+from fabric.wire.receipts import ReceiptKind, SignedReceipt
+from fabric.wire.tokens import LeaseToken, sign_token
+
+OPERATOR = "op_1"
+
+
+class ControlPlane:
+    """Speaks `fabric.wire.link`; keeps what it hears; acknowledges receipts unless told not to."""
+
+    def __init__(self) -> None:
+        self.key = SigningKey.generate()
+        self.heard: list[Any] = []
+        self.receipts: dict[tuple[str, int], list[SignedReceipt]] = {}
+        self.acknowledging = True
+        self.refusal: link.Refuse | None = None
+        self.connections = 0
+        self._socket: ServerConnection | None = None
+        self._changed = asyncio.Condition()
+        self._nonce = 0
+
+    async def start(self, port: int = 0) -> None:
+        self._server = await serve(self._serve, "127.0.0.1", port, max_size=link.MAX_MESSAGE_BYTES)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def drop_agent(self) -> None:
+        assert self._socket is not None
+        await self._socket.close()
+
+    def nonce(self) -> link.Nonce:
+        self._nonce += 1
+        return link.Nonce(seq=self._nonce, value=self._nonce.to_bytes(32, "big"))
+
+    async def send(self, message: Any) -> None:
+        assert self._socket is not None
+        await self._socket.send(link.encode(message))
+
+    async def wait(self, condition, within_s: float = 20) -> Any:
+        """The first true value of `condition()`."""
+        async with asyncio.timeout(within_s), self._changed:
+            while not (value := condition()):
+                await self._changed.wait()
+            return value
+
+    def of(self, kind: type, **fields: Any) -> list[Any]:
+        hits = [m for m in self.heard if isinstance(m, kind)]
+        return [m for m in hits if all(getattr(m, name) == value for name, value in fields.items())]
+
+    def last_seq(self, lease: str) -> int:
+        return max((r.receipt.seq for r in self.receipts.get((lease, 1), [])), default=-1)
+
+    def closing(self, lease: str) -> list[SignedReceipt]:
+        return [r for r in self.receipts.get((lease, 1), []) if r.receipt.kind == ReceiptKind.CLOSE]
+
+    def tasks(self, lease: str) -> list[tuple[str, int, int, str]]:
+        lines = [line for receipt in self.receipts.get((lease, 1), []) for line in receipt.tasks]
+        return [(line.run, line.task, line.attempt, line.reason) for line in lines]
+
+    def token(self, lease: str, **changes: Any) -> str:
+        fields = {
+            "audience": OPERATOR,
+            "lease": lease,
+            "generation": 1,
+            "session": "session_1",
+            "expires_ms": SystemClock().now_ms() + 60_000,
+        } | changes
+        key = fields.pop("key", self.key)
+        return sign_token(LeaseToken(**fields), key)
+
+    async def _serve(self, socket: ServerConnection) -> None:
+        self.connections += 1
+        challenge = link.Challenge(protocol=link.PROTOCOL, fabric_id="fabric-test", value=bytes(32))
+        await socket.send(link.encode(challenge))
+        with suppress(ConnectionClosed):
+            self.hello = link.decode(await socket.recv())
+            if self.refusal is not None:
+                await socket.send(link.encode(self.refusal))
+                return
+            self._socket = socket
+            acks = [link.Ack(lease=key[0], generation=key[1], seq=self.last_seq(key[0])) for key in self.receipts]
+            welcome = link.Welcome(
+                nonce=self.nonce(), leases=acks, token_key=bytes(self.key.verify_key), blob_token="blob"
+            )
+            await socket.send(link.encode(welcome))
+            await self._note(self.hello)
+            async for data in socket:
+                await self._note(link.decode(data))
+
+    async def _note(self, message: Any) -> None:
+        if isinstance(message, link.Receipts) and self.acknowledging:
+            for data in message.receipts:
+                await self._accept(SignedReceipt.from_bytes(data))
+        async with self._changed:
+            self.heard.append(message)
+            self._changed.notify_all()
+
+    async def _accept(self, signed: SignedReceipt) -> None:
+        """In order only, as the real one does."""
+        receipt = signed.verify(self.hello.session_key)
+        kept = self.receipts.setdefault((receipt.lease, receipt.generation), [])
+        if receipt.seq == len(kept):
+            assert receipt.previous == (kept[-1].receipt.hash if kept else bytes(32))
+            kept.append(signed)
+        ack = link.Ack(lease=receipt.lease, generation=receipt.generation, seq=len(kept) - 1)
+        await self.send(ack)
+
+
+class OneNode:
+    """A cluster of one node, which the test started."""
+
+    def __init__(self, site) -> None:
+        self._site = site
+        self.alive = True
+
+    def connect(self) -> None:
+        pass
+
+    def sites(self) -> list[NodeSite]:
+        return [NodeSite("n1", self._site.address)] if self.alive else []
+
+    def stop(self) -> None:
+        pass
+
+
+class Operator:
+    """An agent with its state on disk, which can be ended as by kill -9 and started again."""
+
+    def __init__(self, site, control: ControlPlane, state: Path) -> None:
+        self.site = site
+        self.control = control
+        self.state = state
+        self.key = SigningKey.generate()
+        self.cluster = OneNode(site)
+
+    async def start(self) -> None:
+        self.settings = AgentSettings(
+            url=f"http://127.0.0.1:{self.control.port}",
+            operator=OPERATOR,
+            cluster="c1",
+            session_key_file=self.state / "key",
+            state_dir=self.state,
+            ray_address="127.0.0.1:1",
+            prices={"H100": {"on_demand": 250_000}},
+        )
+        self.agent = Agent(
+            self.settings,
+            key=self.key,
+            cluster=self.cluster,
+            outbox=Outbox(self.state / "receipts.db"),
+            node_token=self.site.token,
+            clock=SystemClock(),
+        )
+        before = self.control.connections
+        self.running = asyncio.ensure_future(self.agent.run())
+        await self.control.wait(lambda: self.control.connections > before and self.control.of(link.Heartbeat))
+        self.gateway = self.control.hello.gateway
+
+    async def die(self) -> None:
+        """As kill -9 would leave it: nothing is closed or sent."""
+        self.running.cancel()
+        await asyncio.wait([self.running])
+        for task in self.agent._tasks:
+            task.cancel()
+        await asyncio.wait(self.agent._tasks)
+        for client in self.agent._nodes.values():
+            await client.stop()
+        await self.agent._gateway.stop()
+        await self.agent._blobs.close()
+        self.agent._outbox.close()
+
+    async def stop(self) -> None:
+        await self.agent.stop()
+        self.running.cancel()
+        await asyncio.wait([self.running])
+
+    async def grant(self, lease: str = "lease_1", **changes: Any) -> None:
+        fields = {
+            "lease": lease,
+            "generation": 1,
+            "session": "session_1",
+            "run": "run_1",
+            "node": "n1",
+            "gpus": [link.GpuShare(uuid=self.site.gpus[0], share_milli=1000)],
+            "cpu_milli": 1000,
+            "memory_bytes": 0,
+            "startup_timeout_ms": 20_000,
+            "notice_ms": 1000,
+            "nonce": self.control.nonce(),
+        } | changes
+        await self.control.send(link.Grant(**fields))
+
+    async def open(self, lease: str = "lease_1") -> None:
+        await self.grant(lease)
+        await self.control.wait(lambda: self.control.of(link.Opened, lease=lease))
+
+    async def release(self, lease: str = "lease_1", reason: str = "done") -> None:
+        await self.control.send(link.Release(lease=lease, generation=1, reason=reason, nonce=self.control.nonce()))
+
+    def dial(self, lease: str = "lease_1", **token: Any) -> connect:
+        headers = {"Authorization": f"Bearer {self.control.token(lease, **token)}"}
+        return connect(self.gateway, additional_headers=headers, compression=None, max_size=None)
+
+
+@pytest.fixture
+async def operator(site, tmp_path) -> AsyncIterator[Operator]:
+    control = ControlPlane()
+    await control.start()
+    site.agent.stream.close()
+    made = Operator(site, control, tmp_path / "agent")
+    await made.start()
+    yield made
+    with suppress(Exception):
+        await made.stop()
+    await control.stop()
+
+
+async def read(socket: ClientConnection, *kinds: str) -> tuple[list[Any], memoryview]:
+    async with asyncio.timeout(20):
+        while True:
+            header, body = unpack(await socket.recv())
+            if header[0] in kinds:
+                return header, body
+
+
+async def send_function(socket: ClientConnection, function) -> bytes:
+    packed = cloudpickle.dumps(function)
+    digest = hashlib.sha256(packed).digest()
+    await socket.send(pack_bytes([channel.FN, digest], packed))
+    return digest
+
+
+async def send_call(socket: ClientConnection, digest: bytes, *args: Any, task: int = 0) -> None:
+    body = cloudpickle.dumps((args, {}))
+    await socket.send(pack_bytes([channel.CALL, "run_1", digest, [[task, 1, [len(body)]]], 0], body))
+
+
+async def test_a_lease_is_opened_used_metered_and_closed(operator):
+    await operator.open()
+    async with operator.dial() as socket:
+        await read(socket, channel.READY)
+        await send_call(socket, await send_function(socket, lambda x: x * 2), 21)
+        header, body = await read(socket, channel.RESULT)
+        assert codec.decode(body, [], types=codec.NoTypes()) == 42
+        await operator.release()
+        closed, _ = await read(socket, channel.CLOSED)
+    assert closed[1] == "done"
+    control = operator.control
+    await control.wait(lambda: control.of(link.Ended, lease="lease_1"))
+    chain = [signed.receipt for signed in control.receipts["lease_1", 1]]
+    assert [chain[0].kind, chain[-1].kind] == [ReceiptKind.OPEN, ReceiptKind.CLOSE]
+    assert control.tasks("lease_1") == [("run_1", 0, 1, "done")]
+    assert chain[-1].gpus[0].gpu_ms >= 1000, "at least one second is billed"
+    assert chain[0].nonce_seq > 0
+    assert all(receipt.simulated for receipt in chain)
