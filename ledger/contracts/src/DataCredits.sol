@@ -13,8 +13,8 @@ import {IPriceOracle} from "./interfaces/IPriceOracle.sol";
 contract DataCredits is ERC20, IDataCredits {
     struct Exit {
         uint256 requested;
-        uint256 paid;
-        uint256 settledAtRequest;
+        uint128 paid;
+        uint64 settledAtRequest;
     }
 
     bytes32 public constant EXIT_TAG = keccak256("fabric.exit.v1");
@@ -27,22 +27,22 @@ contract DataCredits is ERC20, IDataCredits {
 
     /// @inheritdoc IDataCredits
     uint256 public bctBurned;
-    uint256 public depositedTotal;
-    uint256 public burnedTotal;
-    uint256 public exitedTotal;
-    uint256 public exitsPaidTotal;
+    uint128 public burnedTotal;
+    uint128 public exitedTotal;
+    uint128 public depositedTotal;
+    uint128 public exitsPaidTotal;
 
     bytes32 public exitRoot;
     /// @notice How many epochs have been settled, and when the last one was (at first: the deployment).
-    uint256 public settledCount;
-    uint256 public settledAt;
+    uint64 public settledCount;
+    uint64 public settledAt;
     mapping(address => Exit) public exits;
 
     constructor(IBCT bct_, IPriceOracle oracle_, address settlement_) ERC20("Data Credits", "DC") {
         bct = bct_;
         oracle = oracle_;
         settlement = settlement_;
-        settledAt = block.timestamp;
+        settledAt = uint64(block.timestamp);
     }
 
     /// @inheritdoc IDataCredits
@@ -61,7 +61,7 @@ contract DataCredits is ERC20, IDataCredits {
     function deposit(uint256 dc) external {
         if (dc == 0) revert ZeroAmount();
         _transfer(msg.sender, address(this), dc);
-        depositedTotal += dc;
+        depositedTotal += uint128(dc);
         emit Deposited(msg.sender, dc, depositedTotal);
     }
 
@@ -84,21 +84,21 @@ contract DataCredits is ERC20, IDataCredits {
         if (cumulativeDc <= e.paid) revert NothingToPay();
         uint256 dc = cumulativeDc - e.paid;
         if (exitsPaidTotal + dc > exitedTotal) revert AboveExited(exitsPaidTotal + dc, exitedTotal);
-        e.paid = cumulativeDc;
-        exitsPaidTotal += dc;
+        e.paid = uint128(cumulativeDc);
+        exitsPaidTotal += uint128(dc);
         _transfer(address(this), account, dc);
         emit ExitPaid(account, dc, cumulativeDc);
     }
 
     /// @inheritdoc IDataCredits
-    function settle(uint256 epoch, uint256 burnedDc, uint256 exitedTotal_, bytes32 exitRoot_) external {
+    function settle(uint256 epoch, uint128 burnedDc, uint128 exitedTotal_, bytes32 exitRoot_) external {
         if (msg.sender != settlement) revert NotSettlement(msg.sender);
         if (!covers(burnedDc, exitedTotal_)) revert NotCovered(burnedDc, exitedTotal_);
         burnedTotal += burnedDc;
         exitedTotal = exitedTotal_;
         exitRoot = exitRoot_;
         settledCount += 1;
-        settledAt = block.timestamp;
+        settledAt = uint64(block.timestamp);
         _burn(address(this), burnedDc);
         emit Settled(epoch, burnedDc, exitedTotal_, exitRoot_);
     }

@@ -52,18 +52,18 @@ contract Settlement is ISettlement, Ownable2Step {
     Checkpoints.Trace208 private _stakeBps;
 
     /// @notice The next epoch to post and the next one to finalise; [finalised, posted) is the queue.
-    uint256 public posted;
-    uint256 public finalised;
+    uint64 public posted;
+    uint64 public finalised;
     uint64 public lastPostId;
     mapping(uint256 epoch => Entry) public entries;
     mapping(uint256 postId => Dispute) public disputes;
 
     /// @notice The root of the last finalised epoch; the only one that pays.
     bytes32 public payoutRoot;
-    uint256 public reminted;
-    uint256 public paidTotal;
-    uint256 public promisedTotal;
-    uint256 public claimedTotal;
+    uint128 public paidTotal;
+    uint128 public promisedTotal;
+    uint128 public claimedTotal;
+    uint128 public reminted;
     mapping(bytes32 gpu => mapping(address holder => uint256)) public claimed;
 
     /// @param bct_ must name this contract as minter, `credits_` as settlement: their deployment computes its address.
@@ -105,7 +105,7 @@ contract Settlement is ISettlement, Ownable2Step {
         uint64 postId = ++lastPostId;
         uint256 readyAt = block.timestamp + windowSeconds;
         entries[epoch] = Entry(keccak256(abi.encode(closing)), postId, uint64(readyAt));
-        posted = epoch + 1;
+        posted = closing.epoch + 1;
         emit Posted(epoch, postId, closing, value, readyAt);
     }
 
@@ -119,7 +119,7 @@ contract Settlement is ISettlement, Ownable2Step {
         if (disputes[entry.postId].disputer != address(0)) revert UnderDispute(entry.postId);
         Refusal refusal = _refusal(closing);
         if (refusal != Refusal.None) {
-            _rewind(epoch, refusal);
+            _rewind(closing.epoch, refusal);
             return false;
         }
         _pay(closing);
@@ -145,7 +145,7 @@ contract Settlement is ISettlement, Ownable2Step {
         delete disputes[postId];
         emit DisputeResolved(epoch, postId, upheld);
         if (upheld) {
-            _rewind(epoch, Refusal.None);
+            _rewind(uint64(epoch), Refusal.None);
             _returnBond(postId, d);
         } else {
             bct.burn(d.bond);
@@ -168,8 +168,9 @@ contract Settlement is ISettlement, Ownable2Step {
             sum += _take(holder, payouts[i]);
         }
         if (sum == 0) revert NothingToClaim();
-        claimedTotal += sum;
-        if (claimedTotal > promisedTotal) revert AbovePromised(claimedTotal, promisedTotal);
+        uint256 total = claimedTotal + sum;
+        if (total > promisedTotal) revert AbovePromised(total, promisedTotal);
+        claimedTotal = uint128(total);
         bct.transfer(holder, sum);
     }
 
@@ -244,9 +245,9 @@ contract Settlement is ISettlement, Ownable2Step {
     }
 
     function _pay(Closing calldata closing) private {
-        uint256 paid = uint256(closing.rewards) + closing.stake;
-        reminted += Math.saturatingSub(paid, emission(closing.epoch));
-        finalised = uint256(closing.epoch) + 1;
+        uint128 paid = closing.rewards + closing.stake;
+        reminted += uint128(Math.saturatingSub(paid, emission(closing.epoch)));
+        finalised = closing.epoch + 1;
         payoutRoot = closing.payoutRoot;
         paidTotal += paid;
         promisedTotal += closing.rewards;
@@ -271,7 +272,7 @@ contract Settlement is ISettlement, Ownable2Step {
         return entries[epoch];
     }
 
-    function _rewind(uint256 epoch, Refusal refusal) private {
+    function _rewind(uint64 epoch, Refusal refusal) private {
         posted = epoch;
         emit Rewound(epoch, refusal);
     }

@@ -57,7 +57,7 @@ interface IDataCredits {
     /// @notice Books an epoch: burns the DC of its usage and takes its exit root. Only Settlement.
     /// @param burnedDc DC of the usage final in this epoch.
     /// @param exitedTotal sum of all leaves of `exitRoot`.
-    function settle(uint256 epoch, uint256 burnedDc, uint256 exitedTotal, bytes32 exitRoot) external;
+    function settle(uint256 epoch, uint128 burnedDc, uint128 exitedTotal, bytes32 exitRoot) external;
 
     /// @notice Whether `settle` would accept these sums now.
     function covers(uint256 burnedDc, uint256 exitedTotal) external view returns (bool);
