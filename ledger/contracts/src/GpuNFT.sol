@@ -29,6 +29,7 @@ contract GpuNFT is IGpuNFT, IERC4906, ERC721, Ownable2Step {
 
     /// @inheritdoc IGpuNFT
     function register(address holder, uint256 gpu, bytes32 serialHash, Hosting calldata hosting) external onlyRegistrar {
+        if (gpu == 0) revert NoGpu();
         if (serialHash == 0 || gpuOfSerial[serialHash] != 0) revert SerialTaken(serialHash);
         if (hosting.operator == address(0)) revert NoOperator();
         gpuOfSerial[serialHash] = gpu;

@@ -328,6 +328,11 @@ def _(w):
     _register(w, gpu=8)
 
 
+@case("GpuNFT", "NoGpu")
+def _(w):
+    _register(w, gpu=0)
+
+
 @case("GpuNFT", "NoOperator")
 def _(w):
     _register(w)

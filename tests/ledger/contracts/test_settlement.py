@@ -5,25 +5,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.wire import merkle
+from ledger.emission import Schedule, value_wei_down
 
 BCT = USD = 10**18
 EPOCH_0 = 391_006_827_668_998_228_730_658  # emission(0) for P = 500 million BCT, N = 2557
 
 
-def _scheduled(supply: int, n: int, epoch: int) -> int:
-    x = min(epoch, n)
-    return supply * x * (2 * n - x) // n**2
-
-
 @settings(max_examples=60, deadline=None)
 @given(supply=st.integers(1, 2**96 - 1), n=st.integers(1, 100_000), data=st.data())
-def test_emission_is_exact_and_sums_to_the_supply(new_world, supply, n, data):
+def test_emission_is_what_the_ledger_computes_and_sums_to_the_supply(new_world, supply, n, data):
     world = new_world(supply=supply, epochs=n)
     epoch = data.draw(st.integers(0, 2 * n))
-    assert world.view("Settlement", "scheduled", epoch) == _scheduled(supply, n, epoch)
-    emitted = world.view("Settlement", "emission", epoch)
-    assert emitted == _scheduled(supply, n, epoch + 1) - _scheduled(supply, n, epoch)
+    ours = Schedule(supply, n)
+    assert world.view("Settlement", "scheduled", epoch) == ours.minted_before_wei(epoch)
+    assert world.view("Settlement", "emission", epoch) == ours.emission_wei(epoch)
     assert world.view("Settlement", "scheduled", n) == supply
+
+
+@settings(max_examples=40, deadline=None)
+@given(price=st.integers(USD // 1000, 1000 * USD), dc=st.integers(0, 2**63 - 1))
+def test_burned_dc_are_worth_to_the_wei_what_the_ledger_says(new_world, price, dc):
+    world = new_world(reporters=("reporter-1",), quorum=1)
+    world.send("reporter-1", "PriceOracle", "report", price)
+    world.pass_time(600)
+    assert world.view("Settlement", "valueOf", 0, dc) == value_wei_down(dc, price)
 
 
 def test_the_first_days_of_the_real_schedule(world):

@@ -26,6 +26,8 @@ interface IGpuNFT {
     error NotRegistrar(address caller);
     /// @notice Another GPU has this serial number, or the hash is zero.
     error SerialTaken(bytes32 serialHash);
+    /// @notice The public id of a GPU is a hash, never zero.
+    error NoGpu();
     /// @notice A hosting record names no operator.
     error NoOperator();
 
