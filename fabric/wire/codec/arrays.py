@@ -101,10 +101,7 @@ def _listed(described: Any) -> Any:
 
 
 def _dtype(np: Any, fields: Any) -> Any:
-    dtype = np.lib.format.descr_to_dtype(_described(fields))
-    if dtype.hasobject:
-        raise CodecError("an array of Python objects")
-    return dtype
+    return np.lib.format.descr_to_dtype(_described(fields))
 
 
 def _described(fields: Any) -> Any:

@@ -111,21 +111,17 @@ class _Walk:
         start, first_reference, end = self.position, len(self.kinds), len(self.header)
         header, fixed, position = self.header, FIXED_SIZES, start
         above: list[int] = []  # how many values each open container still lacks, the innermost apart
-        missing, pending = 1, 1
+        missing = 1
         while True:
             if position >= end:
                 raise CodecError("the header is cut off")
             size = fixed[header[position]]
             missing -= 1
-            pending -= 1
             if size:
                 position += size
             else:
                 position, children = self._token(position, depth + len(above))
                 if children:
-                    pending += children
-                    if pending > end - position:
-                        raise CodecError(f"{pending:,} values announced in {end - position:,} bytes")
                     self._check_depth(depth + len(above))
                     above.append(missing)
                     self.items += children
@@ -163,7 +159,6 @@ class _Walk:
         reference = self.header[position + 1 : position + 3]
         if len(reference) < 2 or reference[0] != 0 or reference[1] not in _KINDS:
             raise CodecError(f"no known kind of value at {position}")
-        self._check_depth(depth)
         self.kinds.append(reference[1])
         self.depths.append(depth)
         self.items += 1

@@ -85,6 +85,12 @@ def test_the_workers_traceback_is_printed(exception):
     assert 'Traceback on the worker:\nTraceback (most recent call last):\n  File "train.py", line 7' in printed
 
 
+def test_the_notes_of_the_worker_stay_in_its_traceback():
+    raised = ValueError("bad")
+    raised.add_note("while training")
+    assert there_and_back(raised).__notes__ == [f"Traceback on the worker:\n{REMOTE.rstrip()}"]
+
+
 def test_without_a_traceback_there_is_no_note():
     assert not hasattr(there_and_back(ValueError(), text=""), "__notes__")
 

@@ -120,6 +120,9 @@ def test_each_limit_of_the_buffers_is_kept():
 @pytest.mark.parametrize(
     ("header", "buffers", "message"),
     [
+        (b"\xa5ab", [], "cut off"),
+        (b"\x92\x01\xd9\xff", [], "cut off"),
+        (entry(Kind.NUMPY_SCALAR, ["<i4", bytes(8)]), [], "an array of 4 bytes in a buffer of 8"),
         (b"\x01\x02", [], "nothing refers to"),
         (b"\x01", [b"x"], "nothing refers to"),
         (b"\x01" + b"\xc0" * 64, [], "nothing refers to"),

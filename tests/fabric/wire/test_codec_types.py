@@ -43,6 +43,29 @@ class Lazy:
     later: int = field(init=False)
 
 
+@dataclass
+class Guarded:
+    x: int
+
+    def __new__(cls, *arguments):
+        if not arguments:
+            raise AssertionError("must not run again")
+        return super().__new__(cls)
+
+
+class Lookalike:
+    _fields = ("left", "right")
+
+
+class Bits(enum.Flag):
+    A = 1
+    B = 2
+
+    @classmethod
+    def _missing_(cls, value):
+        return super()._missing_(value)
+
+
 class Pair(NamedTuple):
     left: Any
     right: Any
@@ -91,7 +114,7 @@ object.__setattr__(POINT, "y", [1, (2,)])
     "value",
     [
         *(Color.RED, Color.GREEN, Mode.READ, Mode.READ | Mode.WRITE, Mode(0), Level.LOW, Pair(1, {2})),
-        *(POINT, Outer.Inner(1), Model(name="a", points=[Point(1)]), Open.model_validate({"a": 1, "b": 2})),
+        *(POINT, Guarded(1), Outer.Inner(1), Model(name="a", points=[Point(1)]), Open.model_validate({"a": 1, "b": 2})),
     ],
 )
 def test_an_instance_of_the_functions_module_comes_back_as_itself(value):
@@ -140,6 +163,16 @@ def test_a_class_that_has_changed_its_fields_becomes_a_record():
     encoded = encode(Point(1, 2))
     header = encoded.header.replace(b"\xa1y", b"\xa1z")
     assert decode(header, [], types=OWN) == Record(__name__, "Point", {"x": 1, "z": 2})
+
+
+def test_a_model_that_has_changed_its_fields_becomes_a_record():
+    header = encode(Model(name="a")).header.replace(b"\xa4name", b"\xa4none")
+    assert decode(header, [], types=OWN) == Record(__name__, "Model", {"none": "a", "points": []})
+
+
+def test_a_combined_flag_is_not_looked_up_by_the_users_own_code():
+    assert there_and_back(Bits.A) is Bits.A
+    assert there_and_back(Bits.A | Bits.B) == Record(__name__, "Bits", {"name": "A|B", "value": 3})
 
 
 @dataclass
@@ -193,7 +226,7 @@ def test_annotations_that_cannot_be_resolved_are_no_error():
 
 
 @pytest.mark.parametrize("kind_of", [Color.RED, Point(1), Pair(1, 2), Model(name="a")])
-@pytest.mark.parametrize("target", ["Victim", "Color", "Pair", "Point", "Model", "Outer", "subprocess.Popen"])
+@pytest.mark.parametrize("target", ["Color", "Pair", "Point", "Model", "Outer", "Lookalike", "subprocess.Popen"])
 def test_a_name_of_a_class_of_another_kind_gives_no_instance_of_it(kind_of, target):
     namespace = globals()
     header = encode(kind_of).header
