@@ -84,6 +84,10 @@ class Hosts:
         subprocess.run(["ip", "link", "delete", f"{self.name}v{index}"], check=False, stderr=subprocess.DEVNULL)
         _ip(f"netns delete {self.name}h{index}")
 
+    def expose(self, index: int, address: str) -> None:
+        """Give the host one more address."""
+        _ip(f"-n {self.name}h{index} address add {address}/32 dev lo")
+
     def ssh(self, index: int, command: str) -> subprocess.CompletedProcess:
         options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
         words = [word for option in options for word in ("-o", option)]
