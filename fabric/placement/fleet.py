@@ -36,7 +36,7 @@ class Fleet:
     Columns have one entry per row, matrices one line per GPU position or resource: `free` and `spot` in milli-GPU
     (`spot_milli` is the row's sum, `spot_safe` that of milli-GPU × the time up to which the work is stored), `room`,
     `spot_room` and `total` in (milli-cores, bytes of memory, bytes of disk). `cell` is where a GPU's free share stands
-    in the tables of the outlook. `room`, `model` and `cell` are views of `state`, which has a line per row with all
+    in the tables of the outlook, `whole` how many GPUs are free entirely. These and `room` are views of `state`, which has a line per row with all
     that packing reads. `sort` numbers the rows that are alike in everything but what is free (`sorts`). Readers take
     the first `rows` entries and leave them as they are.
 
@@ -205,8 +205,9 @@ class Fleet:
         return self._log[cursor - self._log_start :] if cursor >= self._log_start else None
 
     def _allocate(self, rows: int, width: int) -> None:
-        self.state = np.zeros((rows, 4 + width), np.int64)
-        self.room, self.model, self.cell = self.state.T[:3], self.state[:, 3], self.state.T[4:]
+        self.state = np.zeros((rows, 5 + width), np.int64)
+        self.room, self.model, self.whole = self.state.T[:3], self.state[:, 3], self.state[:, 4]
+        self.cell = self.state.T[5:]
         self.kind = np.zeros(rows, np.int32)
         self.profile = np.zeros(rows, np.int32)
         self.group = np.zeros(rows, np.int32)
@@ -247,7 +248,7 @@ class Fleet:
             for uuid in self._uuids[row]:
                 del self._seat[uuid]
             self.alive[row] = False
-            self.size[row] = self.model[row] = self.spot_milli[row] = self.spot_safe[row] = 0
+            self.size[row] = self.model[row] = self.whole[row] = self.spot_milli[row] = self.spot_safe[row] = 0
             for matrix in (self.cell, self.free, self.spot, self.used_gpu_ms, self.room, self.spot_room, self.total):
                 matrix[:, row] = 0
             self._uuids[row], self._names[row] = (), ""
@@ -277,7 +278,7 @@ class Fleet:
         self.model[row] = _number(self._model_ids, self.models, kind.chip)
         self.group[row] = _number(self._group_ids, self.groups, (node.cluster, number))
         self.alive[row] = True
-        self.size[row] = len(gpus)
+        self.size[row] = self.whole[row] = len(gpus)
         self.free[: len(gpus), row] = WHOLE_MILLI
         self.total[:, row] = self.room[:, row] = total
         self._names[row], self._uuids[row] = node.name, tuple(gpu.uuid for gpu in gpus)
@@ -303,7 +304,10 @@ class Fleet:
             if seat is None:  # it was withdrawn or fell ill while leased
                 continue
             row, column = seat
-            free = int(self.free[column, row]) + sign * share.milli
+            before = int(self.free[column, row])
+            free = before + sign * share.milli
+            if WHOLE_MILLI in (before, free):
+                self.whole[row] += (free == WHOLE_MILLI) - (before == WHOLE_MILLI)
             self.free[column, row] = free
             self.cell[column, row] = int(self.model[row]) * CELLS + max(free, 0) // STEP_MILLI
             if spot:

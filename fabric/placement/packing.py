@@ -15,6 +15,7 @@ from fabric.placement.outlook import CELLS, STEP_MILLI, Tables
 SCORE_CEILING = 1024.0
 
 _UNFIT = 255
+_FEW = 256
 _SPREAD = SCORE_CEILING / 2 - 1
 
 Rows = npt.NDArray[np.intp]
@@ -98,32 +99,45 @@ class Packing:
         return able[:count]
 
     def _of(self, fleet: Fleet, tables: Tables, cut: "_Cut", rows: Rows | slice) -> Floats:
+        """Scores of some rows. Of many rows only those with room are weighed."""
         state = fleet.state[rows] if isinstance(rows, slice) else fleet.state.take(rows, axis=0)
-        room, model, cells = state[:, :3], state[:, 3], state[:, 4:].T
-        left = room - self._wanted
-        able = left.min(axis=1) >= 0
-        sums = np.empty((2, model.size, 4))
-        before, after = sums
-        np.add.reduce(tables.cell.take(cells, axis=0), axis=0, out=before)
+        able = (state[:, :3] - self._wanted).min(axis=1) >= 0
+        best = None
         if cut.rank is None:
-            able &= before[:, 3] >= self.demand.count
-            np.subtract(before, cut.loss.take(model, axis=0), out=after)
+            able &= state[:, 4] >= self.demand.count
         else:
-            best = cut.rank.take(cells).min(axis=0)
+            best = cut.rank.take(state[:, 5:].T).min(axis=0)
             able &= best != _UNFIT
             if self.demand.milli % STEP_MILLI:
                 able &= (fleet.free[:, rows] >= self.demand.milli).any(axis=0)
-            np.subtract(before, cut.loss.take(model * (_UNFIT + 1) + best, axis=0), out=after)
-        limits = np.empty((2, model.size, 2))
-        limits[0], limits[1] = room[:, :2], left[:, :2]
-        worth = _worth(sums, np.maximum(limits, 1, out=limits))
+        if able.size <= _FEW:
+            score = self._lost(tables, cut, state, best)
+            score[~able] = np.inf
+            return score
+        found = np.flatnonzero(able)
+        score = np.full(able.size, np.inf)
+        score[found] = self._lost(tables, cut, state.take(found, axis=0), None if best is None else best.take(found))
+        return score
+
+    def _lost(
+        self, tables: Tables, cut: "_Cut", state: npt.NDArray[np.int64], best: npt.NDArray[np.uint8] | None
+    ) -> Floats:
+        model = state[:, 3]
+        sums = np.empty((2, model.size, 4))
+        before, after = sums
+        np.add.reduce(tables.cell.take(state[:, 5:].T, axis=0), axis=0, out=before)
+        lost = cut.loss.take(model if best is None else model * (_UNFIT + 1) + best, axis=0)
+        np.subtract(before, lost, out=after)
+        room = np.empty((2, model.size, 2))
+        room[0] = state[:, :2]
+        np.subtract(state[:, :2], self._wanted[:2], out=room[1])
+        worth = _worth(sums, np.maximum(room, 1, out=room))
         worth += tables.gang.take(model * tables.gang.shape[1] + sums[:, :, 3].astype(np.intp))
-        lost = worth[0] - worth[1]
+        score = worth[0] - worth[1]
         if cut.toll is not None:
-            lost += cut.toll.take(model)
-        lost *= tables.scale * _SPREAD
-        lost[~able] = np.inf
-        return lost
+            score += cut.toll.take(model)
+        score *= tables.scale * _SPREAD
+        return score
 
 
 @dataclass(frozen=True, slots=True)
