@@ -1,6 +1,6 @@
 """Which modules are the user's own and must travel, found from what packed code refers to. Imports none of them.
 
-A module is the user's own when it is found on `sys.path` as a Python file outside the standard library, outside every
+A module is the user's own when an import finds it as a Python file outside the standard library, outside every
 site-packages folder and outside this distribution. A module that was loaded but that no path leads to (a notebook, a
 test collected by its file name) does not travel as source: its functions and classes travel by value instead.
 """
@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
-from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from importlib.util import decode_source
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -123,8 +123,15 @@ def _places(full: str, spec: ModuleSpec, path: Iterable[str] | None) -> tuple[st
 def _find(full: str, path: tuple[str, ...] | None, _sys_path: tuple[str, ...]) -> ModuleSpec | None:
     loaded = sys.modules.get(full)
     if path is None and isinstance(loaded, ModuleType) and loaded.__spec__ is not None and loaded.__spec__.has_location:
-        return loaded.__spec__ if PathFinder.find_spec(full) is not None else None
-    return PathFinder.find_spec(full, list(path) if path is not None else None)
+        return loaded.__spec__ if _search(full, None) is not None else None
+    return _search(full, path)
+
+
+def _search(full: str, path: tuple[str, ...] | None) -> ModuleSpec | None:
+    """What the interpreter's own finders would find, those of editable installs included."""
+    places = None if path is None else list(path)
+    found = (finder.find_spec(full, places) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+    return next((spec for spec in found if spec is not None), None)
 
 
 def _is_ours(path: Path) -> bool:

@@ -13,6 +13,7 @@ from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from fabric.wire.errors import AuthError, ServiceError
@@ -37,11 +38,11 @@ class Stream(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing() and self._opened.done()
+        return self._transport is not None and self._websocket.state is State.OPEN
 
     def send(self, parts: list[Buffer]) -> None:
         """One binary message; buffered when the peer is slow."""
-        if self._transport is None or self._transport.is_closing():
+        if not self.is_open:
             return
         if sum(memoryview(part).nbytes for part in parts) <= JOIN_BYTES:
             self._websocket.send_binary(parts[0] if len(parts) == 1 else b"".join(parts))
@@ -52,7 +53,7 @@ class Stream(asyncio.Protocol):
     def close(self) -> None:
         """End the connection; `on_lost` follows."""
         if self._transport is not None:
-            if not self._transport.is_closing() and self._opened.done() and not self._opened.exception():
+            if self.is_open:
                 self._websocket.send_close(1000)
                 self._flush()
             self._transport.close()

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,16 +174,13 @@ def locked(path: Path) -> Iterator[None]:
 def hold_client(home: Home, session: str) -> int:
     """Say that this process uses the fabric, until it ends or closes the descriptor.
 
-    The supervisor removes files whose lock is free, so the file that was locked must still be the one of that name.
+    The file appears under its name only once it is locked: the supervisor takes a free lock for a process that is gone.
     """
-    path = home.clients / f"{session}.lock"
-    while True:
-        descriptor = try_lock(path)
-        if descriptor is not None:
-            with suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(descriptor).st_ino:
-                    return descriptor
-            os.close(descriptor)
+    unnamed = home.clients / f".{session}"
+    descriptor = try_lock(unnamed)
+    assert descriptor is not None, "a session's id is random"
+    unnamed.rename(home.clients / f"{session}.lock")
+    return descriptor
 
 
 def gone_clients(home: Home) -> tuple[list[str], int]:

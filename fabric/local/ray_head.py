@@ -32,7 +32,7 @@ class RayHead:
 
     def command(self) -> list[str]:
         """Starts it in the foreground; it ends with the raylet or on SIGTERM."""
-        node_manager, object_manager, dashboard, agent_http, agent_grpc, runtime_env, metrics = self.ports
+        node_manager, object_manager, dashboard, agent_http, agent_grpc, runtime_env, metrics, client = self.ports
         return [
             *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block"),
             f"--node-ip-address={ADDRESS}",
@@ -45,7 +45,8 @@ class RayHead:
             f"--dashboard-agent-grpc-port={agent_grpc}",
             f"--runtime-env-agent-port={runtime_env}",
             f"--metrics-export-port={metrics}",
-            "--ray-client-server-port=0",
+            f"--ray-client-server-port={client}",
+            "--no-monitor",
             "--include-dashboard=false",
             "--include-log-monitor=false",
             "--disable-usage-stats",

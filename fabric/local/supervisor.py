@@ -26,7 +26,7 @@ TICK_S = 0.2
 READY_S = 150.0
 GRACE_S = 5.0
 CLIENTS_EVERY_S = 1.0
-RAY_PORTS = 7
+RAY_PORTS = 8
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import cloudpickle
 import pytest
 from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
 
 from fabric.client import session as sessions
 from fabric.wire import channel, frames
@@ -27,9 +28,9 @@ KEY = "fk_" + "0" * 40
 class SmallNode:
     """One lease's node: runs tasks one at a time, keeps results until they are acknowledged, speaks real frames."""
 
-    def __init__(self, lease):
+    def __init__(self, lease, python):
         self.lease = lease
-        self.python = ".".join(platform.python_version_tuple()[:2])
+        self.python = python
         self.ws = None
         self.kept, self.functions, self.calls, self.ran = {}, {}, [], []
         self.running = None
@@ -41,9 +42,19 @@ class SmallNode:
 
     async def serve(self, ws):
         self.ws = ws
-        await self.send([channel.READY, {"lease": self.lease, "generation": 1, "node": f"node-{self.lease}",
-                                         "python": self.python, "cloudpickle": cloudpickle.__version__}])
-        async for message in ws:
+        await self.send(
+            [
+                channel.READY,
+                {
+                    "lease": self.lease,
+                    "generation": 1,
+                    "node": f"node-{self.lease}",
+                    "python": self.python,
+                    "cloudpickle": cloudpickle.__version__,
+                },
+            ]
+        )
+        async for message in self.messages(ws):
             header, body = frames.unpack(message)
             if header[0] == channel.FN:
                 assert hashlib.sha256(body).digest() == header[1]
@@ -58,6 +69,13 @@ class SmallNode:
                     self.kept.pop((header[1], task), None)
             elif header[0] == channel.RESUME:
                 await self.resume(header)
+
+    async def messages(self, ws):
+        try:
+            async for message in ws:
+                yield message
+        except ConnectionClosed:
+            return
 
     async def resume(self, header):
         _, run, owed = header
@@ -79,7 +97,7 @@ class SmallNode:
                 reason = self.fail_with.pop(0)
                 await self.send([channel.FAILED, run, [[task, attempt, reason, "as the test wants", None]]])
                 continue
-            self.ran.append((task, attempt))
+            self.ran.append((run, task, attempt))
             loop = asyncio.get_running_loop()
             status, encoded = await loop.run_in_executor(None, self.call, digest, pieces)
             sizes = [memoryview(part).nbytes for part in encoded]
@@ -103,7 +121,7 @@ class SmallNode:
             encoded = encode(self.functions[digest](*args, **kwargs))
         except NotTransportable as error:
             return channel.STATUS_NOT_TRANSPORTABLE, [str(error).encode()]
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever the function raises is its result
             encoded = encode_exception(error, traceback.format_exc())
             return channel.STATUS_EXCEPTION, [encoded.header, *encoded.buffers]
         return channel.STATUS_VALUE, [encoded.header, *encoded.buffers]
@@ -111,7 +129,7 @@ class SmallNode:
     async def send(self, header, *body):
         try:
             await self.ws.send(frames.pack_bytes(header, *body))
-        except Exception:
+        except ConnectionClosed:
             return
 
 
@@ -122,6 +140,7 @@ class SmallFabric:
         self.gpus = gpus
         self.runs, self.leases, self.nodes, self.blobs = {}, {}, {}, {}
         self.requests, self.problems = [], []
+        self.python = ".".join(platform.python_version_tuple()[:2])
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.server = self.on_loop(self.start())
@@ -141,7 +160,7 @@ class SmallFabric:
                 if self.command != "HEAD":
                     self.wfile.write(content)
 
-            do_GET = do_POST = do_PUT = do_HEAD = handle_any
+            do_GET = do_POST = do_PUT = do_HEAD = handle_any  # noqa: N815 - the base class names them
 
             def log_message(self, *_):
                 """Quiet."""
@@ -174,11 +193,26 @@ class SmallFabric:
         if parts[0] == "blobs":
             return self.blob(method, parts[1], body)
         if parts[0] == "offers":
-            return 200, {"offers": [{"operator": "op_1", "operator_name": "acme", "region": "eu", "vendor": "nvidia",
-                                     "model": "H100", "memory_bytes": 80 * 10**9, "count_free": self.gpus,
-                                     "count_total": self.gpus, "per_node": 1, "tier": "on_demand",
-                                     "price_dc_per_gpu_hour": str(PRICE), "reputation": 500, "verification": 1,
-                                     "simulated": True}]}
+            return 200, {
+                "offers": [
+                    {
+                        "operator": "op_1",
+                        "operator_name": "acme",
+                        "region": "eu",
+                        "vendor": "nvidia",
+                        "model": "H100",
+                        "memory_bytes": 80 * 10**9,
+                        "count_free": self.gpus,
+                        "count_total": self.gpus,
+                        "per_node": 1,
+                        "tier": "on_demand",
+                        "price_dc_per_gpu_hour": str(PRICE),
+                        "reputation": 500,
+                        "verification": 1,
+                        "simulated": True,
+                    }
+                ]
+            }
         return getattr(self, f"handle_{parts[0]}")(method, parts[1:], content, parse_qs(url.query))
 
     def handle_sessions(self, _method, parts, content, _query):
@@ -209,8 +243,16 @@ class SmallFabric:
         if run is None:
             return 404, {"type": "/problems/invalid-request", "detail": f"no run {parts[0]}"}
         if parts[1:] == ["route"]:
-            routes = [{"lease": lease, "generation": 1, "gateway": f"ws://127.0.0.1:{self.port}/v1/channel",
-                       "token": f"token-{lease}"} for lease in run["leases"] if self.leases[lease]["state"] == "OPEN"]
+            routes = [
+                {
+                    "lease": lease,
+                    "generation": 1,
+                    "gateway": f"ws://127.0.0.1:{self.port}/v1/channel",
+                    "token": f"token-{lease}",
+                }
+                for lease in run["leases"]
+                if self.leases[lease]["state"] == "OPEN"
+            ]
             return 200, {"state": run["state"], "reason": run["reason"], "message": run["message"], "routes": routes}
         if parts[1:] == ["leases"]:
             self.grant(parts[0], content["count"])
@@ -235,12 +277,12 @@ class SmallFabric:
             self.runs[run]["state"] = "RUNNING"
 
     async def make_node(self, lease):
-        return SmallNode(lease)
+        return SmallNode(lease, self.python)
 
     async def work(self, run):
         """What an agent does with a detached run: its one task, then the result blob."""
         request = self.runs[run]["request"]
-        node = SmallNode("detached")
+        node = SmallNode("detached", self.python)
         node.functions[b"x"] = pickle.loads(self.blobs[request["work"]["code"]])
         header, body = frames.unpack(self.blobs[request["work"]["args"]])
         assert header[0] == channel.CALL
@@ -249,20 +291,52 @@ class SmallFabric:
         blob = frames.pack_bytes([channel.RESULT, run, [[0, 1, status, 0, 0, 0, sizes]]], *encoded)
         digest = hashlib.sha256(blob).hexdigest()
         self.blobs[digest] = blob
-        self.runs[run] |= {"state": "FAILED" if status else "SUCCEEDED", "result": {"blob": digest, "message": ""},
-                           "reason": "user_error" if status else "done"}
+        self.runs[run] |= {
+            "state": "FAILED" if status else "SUCCEEDED",
+            "result": {"blob": digest, "message": ""},
+            "reason": "user_error" if status else "done",
+        }
 
     def describe(self, run):
         facts = self.runs[run]
-        leases = [{"id": lease, "generation": 1, "state": self.leases[lease]["state"], "reason": "",
-                   "operator": "op_1", "operator_name": "acme", "node": f"node-{lease}", "price_dc_per_gpu_hour": PRICE,
-                   "gpus": [{"model": "H100", "share_milli": 1000, "simulated": True}],
-                   "granted_at_ms": time.time_ns() // 10**6, "opened_at_ms": None} for lease in facts["leases"]]
-        return {"id": run, "kind": facts["request"]["kind"], "state": facts["state"], "reason": facts["reason"],
-                "message": facts["message"], "leases": leases, "attempts": [], "result": facts.get("result"),
-                "cost": {"accrued_dc": "123456", "held_dc": "0", "rate_dc_per_hour": "250000", "gpu_ms": 1234,
-                         "idle_ms": 0, "setup_ms": 0, "utilised_gpu_ms": 0, "energy_mj": 0, "budget_dc": None},
-                "explain": {"considered": 1, "rejected": {}, "chosen": None, "next_best": None, "text": "the only one"}}
+        leases = [
+            {
+                "id": lease,
+                "generation": 1,
+                "state": self.leases[lease]["state"],
+                "reason": "",
+                "operator": "op_1",
+                "operator_name": "acme",
+                "node": f"node-{lease}",
+                "price_dc_per_gpu_hour": PRICE,
+                "gpus": [{"model": "H100", "share_milli": 1000, "simulated": True}],
+                "granted_at_ms": time.time_ns() // 10**6,
+                "opened_at_ms": None,
+            }
+            for lease in facts["leases"]
+        ]
+        return {
+            "id": run,
+            "kind": facts["request"]["kind"],
+            "state": facts["state"],
+            "reason": facts["reason"],
+            "message": facts["message"],
+            "leases": leases,
+            "attempts": [],
+            "result": facts.get("result"),
+            "cost": {
+                "accrued_dc": "123456",
+                "held_dc": "0",
+                "rate_dc_per_hour": "250000",
+                "gpu_ms": 1234,
+                "idle_ms": 0,
+                "setup_ms": 0,
+                "utilised_gpu_ms": 0,
+                "energy_mj": 0,
+                "budget_dc": None,
+            },
+            "explain": {"considered": 1, "rejected": {}, "chosen": None, "next_best": None, "text": "the only one"},
+        }
 
     def close(self):
         self.http.shutdown()

@@ -1,6 +1,9 @@
 """fabric.run and fabric.map end to end against small real servers."""
 
+import _thread
 import itertools
+import threading
+import time
 
 import pytest
 
@@ -44,3 +47,180 @@ def test_the_users_exception_comes_back_with_the_workers_traceback(small_fabric)
         fabric.run(broken)
     assert "Traceback on the worker" in caught.value.__notes__[0]
     assert "broken" in caught.value.__notes__[0]
+
+
+def test_a_retried_error_gets_a_second_attempt(small_fabric, tmp_path):
+    mark = tmp_path / "mark"
+
+    def flaky():
+        if not mark.exists():
+            mark.touch()
+            raise ValueError("first")
+        return "second"
+
+    assert fabric.run(flaky, retry=fabric.Retry(on=("error",), max=1)) == "second"
+
+
+def test_an_interrupted_attempt_is_tried_again_and_a_crash_is_not(small_fabric):
+    assert fabric.run(lambda: 0) == 0
+    small_fabric.node().fail_with = ["gpu_unhealthy", "crashed"]
+    with pytest.raises(fabric.RunFailed, match="died") as caught:
+        fabric.run(lambda: 1)
+    assert (caught.value.reason, caught.value.details["attempts"]) == ("crashed", 2)
+
+
+def test_after_a_dropped_connection_no_task_runs_twice(small_fabric):
+    assert fabric.run(lambda: 0) == 0
+    small_fabric.node().drop_after = 20
+    assert list(fabric.map(lambda x: x, range(100), max_parallel=1)) == list(range(100))
+    ran = small_fabric.node().ran
+    assert len(ran) == len(set(ran))
+    assert len(small_fabric.leases) == 1
+
+
+def test_tasks_of_a_lost_lease_go_to_another_as_a_new_attempt(small_fabric):
+    assert fabric.run(lambda: 0) == 0
+    small_fabric.node().close_with = "operator_lost"
+    assert sorted(fabric.map(lambda x: x, range(50), ordered=False)) == list(range(50))
+    assert len(small_fabric.leases) == 2
+    assert {attempt for *_, attempt in small_fabric.node(1).ran} == {1, 2}
+
+
+def test_a_lease_that_ends_for_a_reason_without_retry_ends_the_run_with_its_error(small_fabric):
+    assert fabric.run(lambda: 0) == 0
+    small_fabric.node().close_with = "budget_exhausted"
+    with pytest.raises(fabric.BudgetExhausted, match="budget"):
+        fabric.run(lambda: 1)
+
+
+def test_a_result_that_cannot_travel_says_which_part(small_fabric):
+    with pytest.raises(fabric.RunFailed, match=r'result\["f"\]') as caught:
+        fabric.run(lambda: {"f": lambda: 1})
+    assert caught.value.reason == "result_not_transportable"
+
+
+def test_a_failed_task_ends_the_map_unless_exceptions_are_wanted(small_fabric):
+    def half(x):
+        if x % 2:
+            raise ValueError(x)
+        return x
+
+    with pytest.raises(ValueError, match="1"):
+        list(fabric.map(half, range(10)))
+    mixed = list(fabric.map(half, range(4), return_exceptions=True))
+    assert mixed[::2] == [0, 2]
+    assert all(isinstance(answer, ValueError) for answer in mixed[1::2])
+
+
+def test_what_the_inputs_raise_is_raised_to_the_caller(small_fabric):
+    def inputs():
+        yield 1
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        list(fabric.map(lambda x: x, inputs()))
+
+
+def test_a_map_of_nothing_gives_nothing(small_fabric):
+    assert list(fabric.map(lambda x: x, [])) == []
+
+
+def test_a_map_with_max_parallel_uses_that_many_leases(small_fabric):
+    assert len(list(fabric.map(lambda _: time.sleep(0.05), range(20), max_parallel=2))) == 20
+    assert len(small_fabric.leases) == 2
+    assert all(len(node.ran) > 3 for node in small_fabric.nodes.values())
+
+
+def test_a_node_with_another_python_is_refused_with_what_to_do(small_fabric, monkeypatch):
+    monkeypatch.setattr(small_fabric, "python", "3.8")
+    with pytest.raises(fabric.InvalidRequest, match=r"the node .* python 3\.8; .*another operator"):
+        fabric.run(lambda: 1)
+
+
+def test_a_budget_gets_a_lease_of_its_own_that_is_released_at_once(small_fabric):
+    assert fabric.run(lambda: 1) == 1
+    assert fabric.run(lambda: 2, budget=1) == 2
+    fabric.init(None)
+    assert [lease["released"] for lease in small_fabric.leases.values()] == ["done", "done"]
+
+
+def test_refusals_of_the_control_plane_are_typed_errors(small_fabric):
+    small_fabric.problems = [("price-exceeded", "the cheapest costs $2.50")]
+    with pytest.raises(fabric.PriceExceeded, match="cheapest"):
+        fabric.run(lambda: 1, max_price=1)
+
+
+def test_an_interrupt_cancels_the_run(small_fabric):
+    def interrupt():
+        while not small_fabric.nodes or not small_fabric.node().ran:
+            time.sleep(0.01)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        fabric.run(lambda: time.sleep(3))
+    (run,) = small_fabric.runs.values()
+    assert (run["state"], run["reason"]) == ("CANCELLED", "cancelled_by_user")
+
+
+def test_the_end_of_the_session_releases_its_leases(small_fabric):
+    assert fabric.run(lambda: 1, linger=100) == 1
+    fabric.init(None)
+    assert small_fabric.requests[-1][1].endswith("/end")
+
+
+def test_a_detached_run_returns_its_value_from_the_stored_result(small_fabric):
+    run = fabric.submit(lambda x: {"x": x}, 3, name="ft-1")
+    assert run.result(timeout=10) == {"x": 3}
+    assert fabric.attach(run.id).status == "SUCCEEDED"
+    assert str(run.cost.accrued) == "1.23456"
+    assert run.explain().text == "the only one"
+
+
+def test_a_detached_runs_exception_is_raised_as_itself(small_fabric):
+    def broken():
+        raise ZeroDivisionError("no")
+
+    with pytest.raises(ZeroDivisionError, match="no"):
+        fabric.submit(broken).result(timeout=10)
+
+
+def test_attaching_to_what_does_not_exist_is_refused(small_fabric):
+    with pytest.raises(fabric.InvalidRequest, match="no run run_0"):
+        fabric.attach("run_0")
+
+
+def test_a_decorated_function_remembers_where_it_wants_to_run(small_fabric):
+    @fabric.function(gpu="H100")
+    def double(x):
+        """Twice."""
+        return 2 * x
+
+    assert (double(1), double.local(2), double.remote(3)) == (2, 4, 6)
+    assert list(double.map([4, 5])) == [8, 10]
+    assert double.spawn(6).result(timeout=10) == 12
+    assert double.__doc__ == "Twice."
+    assert small_fabric.requests[0][2]["gpu"] == ["H100"]
+
+
+def test_a_decorator_with_an_unknown_keyword_is_refused_when_it_is_written():
+    with pytest.raises(fabric.InvalidRequest, match="gpus"):
+        fabric.function(gpus="H100")
+
+
+def test_offers_are_listed_cheapest_first(small_fabric):
+    (offer,) = fabric.offers(gpu="H100")
+    assert (offer.model, str(offer.price)) == ("H100", "2.5")
+
+
+def test_an_unreachable_control_plane_says_so(monkeypatch):
+    monkeypatch.setenv("FABRIC_URL", "http://127.0.0.1:9")
+    with pytest.raises(fabric.ServiceError, match="cannot be reached"):
+        fabric.offers()
+    fabric.init(None)
+
+
+def test_a_mistyped_key_in_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("FABRIC_ULR", "http://127.0.0.1:9")
+    with pytest.raises(fabric.InvalidRequest, match="did you mean FABRIC_URL"):
+        fabric.offers()
