@@ -36,9 +36,9 @@ class Fleet:
     Columns have one entry per row, matrices one line per GPU position or resource: `free` and `spot` in milli-GPU
     (`spot_milli` is the row's sum, `spot_safe` that of milli-GPU × the time up to which the work is stored), `room`,
     `spot_room` and `total` in (milli-cores, bytes of memory, bytes of disk). `cell` is where a GPU's free share stands
-    in the tables of the outlook, `whole` how many GPUs are free entirely. These and `room` are views of `state`, which has a line per row with all
-    that packing reads. `sort` numbers the rows that are alike in everything but what is free (`sorts`). Readers take
-    the first `rows` entries and leave them as they are.
+    in the tables of the outlook, `whole` how many GPUs are free entirely. These and `room` are views of `state`, which
+    has a line per row with all that packing reads. `sort` numbers the rows that are alike in everything but what is
+    free (`sorts`). Readers take the first `rows` entries and leave them as they are.
 
     Whoever remembers something per row follows by `version`, which grows when nodes change, and `changed_since`.
     """
