@@ -183,7 +183,10 @@ class _Batch:
         self.counts: defaultdict[str, int] = defaultdict(int)
 
     def take(self, one: _Verified) -> RejectReceipt | None:
-        """Judge one receipt and note what it adds; a refusal is the answer, all else is acknowledged at the end."""
+        """Judge one receipt and note what it adds; a refusal is the answer, all else is acknowledged at the end.
+
+        A lease with a receipt that can never be accepted is released: its chain cannot go on from there.
+        """
         receipt = one.receipt
         lease = self._leases.get(receipt.lease)
         if lease is None or lease.row.operator != one.arrived.operator:
@@ -193,10 +196,14 @@ class _Batch:
         self.counts[judged.verdict] += 1
         if judged.verdict is Verdict.ACCEPT:
             self._accept(lease, one)
-        elif judged.verdict is Verdict.EQUIVOCATION:
+            return None
+        if judged.verdict not in (Verdict.REJECT, Verdict.EQUIVOCATION):
+            return None
+        if judged.verdict is Verdict.EQUIVOCATION:
             self._keep_proof(one)
-        rejected = judged.verdict in (Verdict.REJECT, Verdict.EQUIVOCATION)
-        return _reject(receipt, judged.reason) if rejected else None
+        if receipt.generation == lease.row.generation and not lease.closed:
+            lease.events.append((LeaseEvent.RELEASE, Reason.VERIFICATION_FAILED))
+        return _reject(receipt, judged.reason)
 
     def book(self) -> None:
         """Write everything: rows, charges, then the states that follow."""
