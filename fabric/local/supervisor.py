@@ -17,8 +17,9 @@ from fabric.local.config import agent_config, prepare_keys, simulated_gpus
 from fabric.local.control_plane import ControlPlaneProbe
 from fabric.local.home import Home, Status, gone_clients, write_private
 from fabric.local.part import Part
+from fabric.local.ports import free_ports, is_free
 from fabric.local.processes import adopt_orphans, end_descendants, reap
-from fabric.local.ray_head import ADDRESS, RayHead, free_ports, is_free
+from fabric.local.ray_head import ADDRESS, RayHead
 from fabric.local.settings import LocalSettings
 from fabric.wire.errors import Error, ServiceError
 
