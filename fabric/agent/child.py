@@ -223,6 +223,7 @@ class _Worker:
             job.report_progress = self._reporter(run, task)
             status, parts = self._run(self._functions[digest], pieces)
             spoke = self._output.end_task(self._number)
+            self._page.end(self._number)
             ended_ns = time.monotonic_ns()
             last = position + 1 == len(tasks) and not more()
             if status is None:

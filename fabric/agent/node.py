@@ -83,6 +83,8 @@ class Node:
         self._feed: Feed | None = None
         self._heard = asyncio.get_running_loop().time()
         self._background: set[asyncio.Task[Any]] = set()
+        self._launching: set[asyncio.Task[Worker]] = set()
+        self._workers: set[Worker] = set()
         config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._devices = probe.find_devices(config.simulated_gpus, config.node)
         self._info = self._describe()
@@ -106,9 +108,15 @@ class Node:
         self._server.close()
         await asyncio.gather(*(lease.close(reason, "the operator stopped the node") for lease in self._all_leases()))
         await self._pool.stop()
-        await asyncio.to_thread(self._journal.sync)
-        for task in list(self._background):
+        await asyncio.gather(*self._launching, return_exceptions=True)
+        background = list(self._background)
+        for task in background:
             task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        for worker in self._workers:
+            worker.kill()
+        await asyncio.gather(*(worker.gone() for worker in self._workers))
+        await asyncio.to_thread(self._journal.sync)
         await asyncio.to_thread(self._isolation.close)
         self._journal.close()
 
@@ -290,10 +298,22 @@ class Node:
         return {"CUDA_VISIBLE_DEVICES": visible, **threads}
 
     async def _start_child(self, devices: Devices) -> Worker:
+        """A child that has begun to start; it is not left behind when nobody waits for it any more."""
+        launching = asyncio.ensure_future(self._launch(devices))
+        self._launching.add(launching)
+        launching.add_done_callback(self._launching.discard)
+        try:
+            return await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            launching.add_done_callback(_kill_unwanted)
+            raise
+
+    async def _launch(self, devices: Devices) -> Worker:
         binds, env = needs()
         argv = (sys.executable, "-P", "-m", "fabric.agent.child", *self._config.warm_modules)
         spec = ChildSpec(argv=argv, binds=binds, env=env, devices=devices)
         worker = Worker(await asyncio.to_thread(self._isolation.launch, spec))
+        self._workers.add(worker)
         await worker.start()
         return worker
 
@@ -318,6 +338,7 @@ class Node:
             number += 1
             for lease in self._all_leases():
                 lease.tick()
+            self._workers = {worker for worker in self._workers if worker.alive}
             await asyncio.to_thread(self._journal.sync)
             if self._journal.full:
                 self._journal.rotate([events.encode(_held(lease.meter)) for lease in self._metered()])
@@ -409,6 +430,11 @@ class _Connection:
             self._lease.detach(self.stream)
         if self._control:
             self._node.control_lost(self.stream)
+
+
+def _kill_unwanted(launching: "asyncio.Task[Worker]") -> None:
+    if not launching.cancelled() and launching.exception() is None:
+        launching.result().kill()
 
 
 def _open_meters(journal: Journal) -> list[LeaseMeter]:

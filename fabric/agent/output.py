@@ -5,8 +5,8 @@ that task's, what stands behind the last one is the running task's. A line ends 
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 MAX_LINE_BYTES = 64 << 10
 """A longer line is cut here."""
@@ -26,6 +26,15 @@ class Line:
     text: str
 
 
+class Progress(Protocol):
+    """Of the child's tasks, which are counted from 1: the one that runs or ran last, and the last one that is over."""
+
+    @property
+    def running(self) -> int: ...
+    @property
+    def ended(self) -> int: ...
+
+
 class OutputPipe:
     """The node's end of a child's stdout (stream 1) or stderr (stream 2); the descriptor is non-blocking, not ours."""
 
@@ -35,24 +44,24 @@ class OutputPipe:
         self._stream = stream
         self._mark = b"\x1e" + stamp + b" "
         self._rest = b""
+        self._rest_number = 0
+        self._new = b""
 
-    def drain(self, running: Callable[[], int]) -> list[Line]:
-        """All lines that are there. `running` tells the number of the task that runs now.
+    def drain(self, now: Progress) -> list[Line]:
+        """All lines that are there, and the unfinished one of a task that is over.
 
         What was written before the running task's number changed is read before that change is believed.
         """
         while True:
-            number = running()
+            number, ended = now.running, now.ended
             self._read_all()
-            if running() == number:
-                return self._split(number)
+            if now.running == number:
+                return self._split(number) + (self._unfinished() if number <= ended else [])
 
     def finish(self, number: int) -> list[Line]:
         """The last lines, once the child is gone; an unfinished one counts."""
         self._read_all()
-        lines = self._split(number)
-        rest, self._rest = self._rest, b""
-        return [*lines, self._line(number, rest)] if rest else lines
+        return self._split(number) + self._unfinished()
 
     def _read_all(self) -> None:
         size = 0
@@ -65,26 +74,33 @@ class OutputPipe:
                 chunk = b""
             self.ended = not chunk
             size += len(chunk)
-            self._rest += chunk
+            self._new += chunk
 
     def _split(self, number: int) -> list[Line]:
-        if not self._rest:
-            return []
+        """Cut what was read into lines; `number` runs now and owns what stands behind the last mark."""
+        text, *marked = (self._rest + self._new).split(self._mark)
+        first = _owner(marked[0], number) if marked else number
         lines: list[Line] = []
-        text, *marked = self._rest.split(self._mark)
+        if self._rest and self._rest_number != first and b"\x1e" not in self._rest:
+            lines.append(self._line(self._rest_number, self._rest))
+            text = text[len(self._rest) :]
         for at, piece in enumerate(marked):
             owner, closed, behind = piece.partition(b"\x1e")
             if not closed:
                 text = self._mark.join([text, *marked[at:]])
                 break
-            lines += self._lines(int(owner) if owner.isdigit() else number, text, whole=False)
+            lines += self._lines(_owner(owner, number), text, whole=False)
             text = behind
         end = text.rfind(b"\n") + 1
         lines += self._lines(number, text[:end], whole=True)
-        self._rest = text[end:]
+        self._rest, self._rest_number, self._new = text[end:], number, b""
         if len(self._rest) > MAX_LINE_BYTES + _MARK_SLACK:
             self._rest = self._rest[:MAX_LINE_BYTES] + self._rest[-_MARK_SLACK:]
         return lines
+
+    def _unfinished(self) -> list[Line]:
+        rest, self._rest = self._rest, b""
+        return [self._line(self._rest_number, rest)] if rest else []
 
     def _lines(self, number: int, data: bytes, *, whole: bool) -> list[Line]:
         """The lines of `data`; `whole`: it ends with a newline or is empty."""
@@ -96,3 +112,9 @@ class OutputPipe:
     def _line(self, number: int, data: bytes) -> Line:
         text = data[:MAX_LINE_BYTES].decode(errors="replace").removesuffix("\r")
         return Line(number, self._stream, text + ("… (cut)" if len(data) > MAX_LINE_BYTES else ""))
+
+
+def _owner(mark: bytes, otherwise: int) -> int:
+    """The number that a mark begins with; a mark that the customer's code made up may have none."""
+    digits = mark.partition(b"\x1e")[0]
+    return int(digits) if digits.isdigit() and len(digits) < 20 else otherwise

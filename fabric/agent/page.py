@@ -9,10 +9,14 @@ import os
 import struct
 
 _LAYOUT = struct.Struct("<QQ")
+_ENDED = struct.Struct("<Q")
 
 
 class Page:
-    """`running` is the number of the task that runs or ran last, 0 before the first; `started_ns` its start."""
+    """`running` is the number of the task that runs or ran last, 0 before the first; `started_ns` its start.
+
+    `ended` is the number of the last task that is over and whose output is all in the pipes.
+    """
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, mmap.PAGESIZE)
@@ -26,6 +30,13 @@ class Page:
 
     def begin(self, number: int, now_ns: int) -> None:
         _LAYOUT.pack_into(self._map, 0, number, now_ns)
+
+    def end(self, number: int) -> None:
+        _ENDED.pack_into(self._map, _LAYOUT.size, number)
+
+    @property
+    def ended(self) -> int:
+        return _ENDED.unpack_from(self._map, _LAYOUT.size)[0]
 
     @property
     def running(self) -> int:

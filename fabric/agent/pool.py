@@ -28,6 +28,7 @@ class Pool:
         self._spare = spare
         self._warm: deque[Worker] = deque()
         self._refill: asyncio.TimerHandle | None = None
+        self._filling: asyncio.Task[None] | None = None
         self._stopped = False
 
     async def take(self, devices: Devices = ()) -> Worker:
@@ -54,12 +55,15 @@ class Pool:
             self._refill = asyncio.get_running_loop().call_later(delay_s, self._begin_fill)
 
     async def stop(self) -> None:
+        """Kill those that are warm; whoever started them sees them end."""
         self._stopped = True
         if self._refill is not None:
             self._refill.cancel()
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.wait([self._filling])
         for worker in self._warm:
             worker.kill()
-        await asyncio.gather(*(worker.gone() for worker in self._warm))
         self._warm.clear()
 
     def _warm_one(self) -> Worker | None:

@@ -43,6 +43,7 @@ class Worker:
         self.python: dict[str, Any] = {}
         self._child = child
         self._owner: Owner | None = None
+        self._dead = False
         self._ready = asyncio.get_running_loop().create_future()
         self._gone = asyncio.get_running_loop().create_future()
         self._stamp = secrets.token_hex(STAMP_BYTES // 2).encode()
@@ -55,7 +56,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return not self._gone.done()
+        return not self._dead
 
     async def start(self) -> None:
         """Begin to listen to the child."""
@@ -83,7 +84,7 @@ class Worker:
 
     def drain_output(self) -> None:
         """Hand on every line that was written before now."""
-        lines = [line for pipe in self._pipes for line in pipe.drain(lambda: self.page.running)]
+        lines = [line for pipe in self._pipes for line in pipe.drain(self.page)]
         if lines and self._owner is not None:
             self._owner.on_lines(lines)
 
@@ -104,7 +105,7 @@ class Worker:
             self._child.kill()
 
     async def gone(self) -> Exit:
-        """Wait for the end of the process and of everything it had sent."""
+        """Wait until the process has ended, its owner has heard everything, and nothing of it is left."""
         return await asyncio.shield(self._gone)
 
     def _share_page(self) -> Page:
@@ -138,6 +139,7 @@ class Worker:
 
     def _on_pidfd(self) -> None:
         asyncio.get_running_loop().remove_reader(self._child.pidfd)
+        self._dead = True
         _kill_group(self.pid)
         self._last = asyncio.ensure_future(self._bury())
 
@@ -159,11 +161,11 @@ class Worker:
         if not self._ready.done():
             self._ready.set_exception(ChildProcessError(f"the sandbox child {ended} before it was ready"))
             self._ready.exception()
-        self._gone.set_result(ended)
         if self._owner is not None:
             self._owner.on_exit(ended)
         self.page.close()
         await asyncio.to_thread(self._child.close)
+        self._gone.set_result(ended)
 
 
 def _kill_group(pid: int) -> None:

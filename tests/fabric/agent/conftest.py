@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -135,13 +135,18 @@ class Site:
         await self.node.stop()
         self.agent.stream.close()
 
-    async def open(self, lease: str = "lease_1", *, gpus: int = 1, **wish: Any) -> None:
+    async def crash(self) -> None:
+        """Leave things as a kill -9 would."""
+        self.node.record = lambda event: None
+        await self.node.stop()
+
+    async def open(self, lease: str = "lease_1", **wish: Any) -> None:
         wish = {
             "lease": lease,
             "generation": 1,
             "session": "session_1",
             "run": "run_1",
-            "gpus": [[uuid, 1000] for uuid in self.gpus[:gpus]],
+            "gpus": [[self.gpus[0], 1000]],
             "cpu_milli": 1000,
             "memory_bytes": 0,
             "startup_timeout_ms": 20_000,
@@ -176,5 +181,18 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 @pytest.fixture
-def make_site(tmp_path: Path) -> Callable[..., Site]:
-    return lambda **settings: Site(tmp_path / "node", **settings)
+def peer() -> Peer:
+    return Peer()
+
+
+@pytest.fixture
+def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    made: list[Site] = []
+
+    def make(**settings: Any) -> Site:
+        made.append(Site(tmp_path / "node", **settings))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.sockets.cleanup()
