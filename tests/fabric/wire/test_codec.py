@@ -9,7 +9,7 @@ from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.wire.codec import Limits, NotTransportable, NoTypes, decode, encode
@@ -62,11 +62,13 @@ def same(a, b):
     return a == b
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_a_value_comes_back_equal_and_of_the_same_types(value):
     assert same(there_and_back(value), value)
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_the_header_is_padded_exactly_when_buffers_follow(value):
     header, buffers = encode([value, bytes(3)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -31,11 +31,13 @@ def assert_same(back, array):
     assert back.flags.writeable
 
 
+@settings(deadline=None)
 @given(ARRAYS)
 def test_an_array_comes_back_bit_for_bit(array):
     assert_same(there_and_back(array), array)
 
 
+@settings(deadline=None)
 @given(ARRAYS, st.data())
 def test_a_view_of_any_strides_comes_back(array, data):
     axes = data.draw(st.permutations(range(array.ndim)))
@@ -47,6 +49,7 @@ def test_a_view_of_any_strides_comes_back(array, data):
     assert_same(there_and_back(view), view)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(hnp.scalar_dtypes() | hnp.array_dtypes(), ()))
 def test_a_scalar_comes_back_with_its_type(array):
     back = there_and_back([array[()]])[0]

@@ -4,7 +4,7 @@ import json
 import traceback
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.wire.codec import CodecError, FunctionTypes, NoTypes, decode, decode_exception, encode, encode_exception
@@ -131,6 +131,7 @@ def test_a_value_is_not_taken_for_an_exception():
         decode_exception(*encode([1]), types=NoTypes())
 
 
+@settings(deadline=None)
 @given(st.sampled_from([ValueError, OSError, KeyError, UnicodeError, ImportError]), st.lists(st.integers() | st.text()))
 def test_any_arguments_come_back(cls, arguments):
     exception = cls(*arguments)

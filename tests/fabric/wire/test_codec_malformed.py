@@ -44,6 +44,7 @@ def entry(kind, fields):
     return msgpack.packb(msgpack.ExtType(kind, b"")) + msgpack.packb(fields)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.lists(st.binary(max_size=40), max_size=2))
 @example(b"\xc1", [])
 @example(b"\x91" * 300 + b"\xc0", [])
@@ -52,18 +53,19 @@ def test_random_bytes_give_a_value_or_a_codec_error(header, buffers):
     read(header, buffers)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(FIELDS, st.lists(FIELDS, max_size=4), st.lists(st.binary(max_size=40), max_size=2))
 def test_random_documents_give_a_value_or_a_codec_error(first, entries, buffers):
     read(b"".join(msgpack.packb(document) for document in (first, *entries)), buffers)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 @given(st.sampled_from(Kind), FIELDS, st.lists(st.binary(max_size=40), max_size=1))
 def test_random_fields_of_every_kind_give_a_value_or_a_codec_error(kind, fields, buffers):
     assert not isinstance(read(entry(kind, fields), buffers), Victim)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_flipped_or_missing_byte_gives_a_value_or_a_codec_error(data):
     header, _ = encode({"a": (1, 2.5, "text"), "b": [{3}, 2**80, {"c": 1j}]})

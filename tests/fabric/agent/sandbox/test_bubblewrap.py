@@ -15,7 +15,7 @@ from fabric.agent.sandbox import Bind, Bubblewrap, ChildSpec, Limits, SandboxErr
 from fabric.agent.sandbox.interpreter import needs
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.sandbox,
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="the program bwrap is missing: install bubblewrap"),
 ]
 

@@ -15,7 +15,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 AS_USER = ["setpriv", "--reuid=4321", "--regid=4321", "--clear-groups", SYSTEM_PYTHON]
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.sandbox,
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="the program bwrap is missing: install bubblewrap"),
 ]
 

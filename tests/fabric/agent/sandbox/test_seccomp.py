@@ -6,7 +6,7 @@ import errno
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.agent.sandbox.seccomp import program, refused
@@ -55,6 +55,7 @@ def test_calls_of_another_architecture_or_newer_than_the_list_do_not_exist(machi
     assert verdict(machine, CALLS[machine]["clone3"]) == errno.ENOSYS
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(MACHINES)), st.integers(0, 2**64 - 1))
 def test_clone_is_refused_exactly_with_a_new_namespace(machine, flags):
     namespaces = 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x80
@@ -68,6 +69,7 @@ def test_pushing_characters_into_a_terminal_is_refused(machine, request_, expect
     assert verdict(machine, CALLS[machine]["ioctl"], 0, request_ | 1 << 32) == expected
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(MACHINES)), st.integers(0, 50), st.integers(0, 20))
 def test_only_sockets_that_stay_inside_are_allowed(machine, family, protocol):
     allowed = family in {1, 2, 10} or (family == 16 and protocol == 0)
