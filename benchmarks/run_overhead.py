@@ -9,14 +9,18 @@ import argparse
 import contextlib
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 ROUNDS = 5
 WARM_UP_TASKS = 200
@@ -30,8 +34,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="interleaved rounds of the map (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    with embedded_fabric() as home:
-        figures = measure(home, arguments)
+    with embedded_fabric() as fabric_here:
+        figures = measure(fabric_here, arguments)
     report = {"name": "run_overhead", "config": vars(arguments) | {"cores": os.cpu_count()}, "figures": figures}
     if arguments.json:
         print(json.dumps(report))
@@ -40,15 +44,37 @@ def main() -> None:
             print(f"{name:24} {value:12.3f}")
 
 
+@dataclass(frozen=True)
+class FabricHere:
+    """The embedded fabric under test: where it answers, and the Ray cluster behind it."""
+
+    url: str
+    api_key: str
+    ray_address: str
+    ray_token_file: Path
+
+    def finished_tasks(self) -> int:
+        """Tasks of the newest run whose receipts the control plane has accepted."""
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        newest = httpx.get(f"{self.url}/v1/runs", params={"limit": 1}, headers=headers).raise_for_status().json()
+        return newest["runs"][0]["tasks"]["done"]
+
+
 @contextlib.contextmanager
-def embedded_fabric() -> Iterator[Path]:
+def embedded_fabric() -> Iterator[FabricHere]:
     """An embedded fabric in a state directory of its own, stopped and removed at the end."""
     with tempfile.TemporaryDirectory(prefix="fabric-bench-") as folder:
+        home = Path(folder)
         os.environ["FABRIC_HOME"] = folder
         os.environ["FABRIC_QUIET"] = "1"
         fabric_cli("up")
         try:
-            yield Path(folder)
+            yield FabricHere(
+                url=json.loads((home / "fabric.json").read_text())["url"],
+                api_key=(home / "api.key").read_text().strip(),
+                ray_address=json.loads((home / "agent" / "agent.json").read_text())["ray_address"],
+                ray_token_file=home / "ray.token",
+            )
         finally:
             fabric_cli("down")
 
@@ -57,7 +83,7 @@ def fabric_cli(*words: str) -> None:
     subprocess.run([sys.executable, "-P", "-m", "fabric.cli", *words], check=True, stdout=sys.stderr)
 
 
-def measure(home: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def measure(here: FabricHere, arguments: argparse.Namespace) -> dict[str, float]:
     import fabric
 
     fabric.run(noop, gpu="L4", linger=0)
@@ -70,22 +96,61 @@ def measure(home: Path, arguments: argparse.Namespace) -> dict[str, float]:
         "fabric_run_p99_ms": percentile(warm, 99),
         "fabric_run_cold_ms": statistics.median(cold),
     }
-    with ray_on(home) as ray:
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(here.ray_token_file)}
+    with ray_at(here.ray_address) as ray:
         figures |= ray_calls(ray, arguments.calls)
-        figures |= map_rounds(ray, arguments.tasks, arguments.rounds)
-    figures["ray_client_p50_ms"] = ray_client_p50(home, arguments.calls)
+        figures |= map_rounds(here, ray, arguments.tasks, arguments.rounds)
+    with ray_client_server(here.ray_address) as address, ray_at(address) as ray:
+        figures["ray_client_p50_ms"] = ray_calls(ray, arguments.calls)["ray_task_p50_ms"]
     return figures
 
 
-def map_rounds(ray: Any, tasks: int, rounds: int) -> dict[str, float]:
+@contextlib.contextmanager
+def ray_at(address: str) -> Iterator[Any]:
+    """Ray as a driver, or as a client when the address starts with ``ray://``."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def ray_client_server(ray_address: str) -> Iterator[str]:
+    """A Ray Client server on loopback in front of the same cluster."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["-m", "ray.util.client.server", "--host=127.0.0.1", f"--port={port}", f"--address={ray_address}"]
+    server = subprocess.Popen([sys.executable, *command, "--mode=specific-server"], stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port, server)
+        yield f"ray://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def wait_for_port(port: int, server: "subprocess.Popen[bytes]", limit_s: float = 60) -> None:
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until and server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise SystemExit("Ray's client server did not start")
+
+
+def map_rounds(here: FabricHere, ray: Any, tasks: int, rounds: int) -> dict[str, float]:
     """Median of interleaved rounds; our clock stops when all results are there and all receipts acknowledged."""
     plain = ray.remote(num_cpus=1)(echo)
     ray.get([plain.remote(i) for i in range(WARM_UP_TASKS)])
-    ours(WARM_UP_TASKS)
+    ours(here, WARM_UP_TASKS)
     ratios, our_rates, ray_rates = [], [], []
     for _ in range(rounds):
         ray_rates.append(tasks / (timed(lambda: ray.get([plain.remote(i) for i in range(tasks)])) / 1000))
-        our_rates.append(tasks / ours(tasks))
+        our_rates.append(tasks / ours(here, tasks))
         ratios.append(our_rates[-1] / ray_rates[-1])
     return {
         "map_ratio": statistics.median(ratios),
@@ -94,14 +159,13 @@ def map_rounds(ray: Any, tasks: int, rounds: int) -> dict[str, float]:
     }
 
 
-def ours(tasks: int) -> float:
+def ours(here: FabricHere, tasks: int) -> float:
     """Seconds for one `fabric.map`, receipts included."""
     import fabric
 
     started = time.perf_counter()
-    results = fabric.map(echo, range(tasks), gpu="L4", max_parallel=2)
-    assert list(results) == list(range(tasks))
-    while results.run.receipted < tasks:
+    assert list(fabric.map(echo, range(tasks), gpu="L4", max_parallel=2)) == list(range(tasks))
+    while here.finished_tasks() < tasks:
         time.sleep(0.005)
     return time.perf_counter() - started
 

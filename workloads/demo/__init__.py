@@ -1,0 +1,5 @@
+"""`fabric demo`: the whole economy once on this machine, explained."""
+
+from workloads.demo.command import app
+
+__all__ = ["app"]

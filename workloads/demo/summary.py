@@ -1,0 +1,121 @@
+"""The summary that a person reads, and the same as data. Formats; decides nothing."""
+
+from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from workloads.demo.books import Books
+
+_DC_PER_USD = 100_000
+
+
+def as_data(books: Books) -> dict[str, Any]:
+    """Everything the summary says, for programs; amounts in DC."""
+    return {
+        "agree": books.agree,
+        "sums_dc": {"bills": books.bills_dc, "usage": books.usage_dc, "allocated": books.allocated_dc},
+        "simulated": books.work.simulated,
+        "results": {name: [asdict(one) for one in found] for name, found in books.work.results.items()},
+        "runs": [asdict(row) for row in books.runs],
+        "tasks": [asdict(row) for row in books.tasks],
+        "gpus": [asdict(row) for row in books.gpus],
+        "owners": {holder: {"dc": int(o["dc"]), "bct": o["bct"]} for holder, o in books.owners.items()},
+        "epochs": list(books.epochs),
+        "audit": books.audit,
+    }
+
+
+def show(books: Books, *, home: Path | None) -> None:
+    """Print it."""
+    console = Console()
+    console.rule("[bold]Berkeley Compute: the whole economy, once")
+    _show_work(console, books)
+    _show_runs(console, books)
+    _show_gpus(console, books)
+    _show_sums(console, books)
+    if home is not None:
+        console.print(f"\nIt still runs: FABRIC_HOME={home} fabric status (and `fabric down` when you are done).")
+
+
+def _show_work(console: Console, books: Books) -> None:
+    best = max((one for found in books.work.results.values() for one in found), key=lambda one: one.accuracy)
+    kind = "simulated GPUs (this machine has no NVIDIA GPU)" if books.work.simulated else "GPUs"
+    console.print(
+        f"\n[bold]The work.[/] {sum(map(len, books.work.results.values()))} trainings of a digit classifier on "
+        f"{kind} of {len(books.work.models)} types: {', '.join(books.work.models)}. The best reads "
+        f"{best.accuracy:.1%} of unseen digits (hidden {best.hidden}, learning rate {best.learning_rate:g})."
+    )
+
+
+def _show_runs(console: Console, books: Books) -> None:
+    table = Table(title="Where each task ran, and what each run cost", title_justify="left", title_style="bold")
+    table.add_column("run")
+    table.add_column("task", justify="right", no_wrap=True)
+    table.add_column("GPU")
+    table.add_column("GPU-ms", justify="right")
+    table.add_column("bill", justify="right")
+    for run in books.runs:
+        own = [row for row in books.tasks if row.run == run.id]
+        for row in own:
+            table.add_row("", str(row.task), f"{row.model} {row.gpu[:8]}", f"{row.gpu_ms:,}", "")
+        idle = run.gpu_ms - run.task_ms
+        table.add_row("", "", "[dim]kept between tasks[/]", f"[dim]{idle:,}[/]", "")
+        table.add_row(f"[bold]{run.name}[/]", "", f"[dim]{run.why}[/]", f"{run.gpu_ms:,}", _usd(run.bill_dc))
+        table.add_section()
+    console.print()
+    console.print(table)
+    console.print(
+        "[dim]GPU-ms are measured by the operator's node, signed in receipts and verified here. A lease is billed from "
+        "the moment it is open, at least one second per GPU, at the price shown in the offer.[/]"
+    )
+
+
+def _show_gpus(console: Console, books: Books) -> None:
+    table = Table(title="What each GPU and its owner earned", title_justify="left", title_style="bold")
+    for column in ("GPU", "owner"):
+        table.add_column(column)
+    for column in ("GPU-ms", "used", "earned"):
+        table.add_column(column, justify="right")
+    for row in books.gpus:
+        model = f"{row.model}{' (simulated)' if row.simulated else ''} {row.id[:8]}"
+        table.add_row(model, row.holder[:12] + "…", f"{row.gpu_ms:,}", _usd(row.used_dc), _bct(row.earned_bct))
+    table.add_section()
+    for holder, owner in books.owners.items():
+        table.add_row("[bold]all its GPUs[/]", holder[:12] + "…", "", _usd(int(owner["dc"])), _bct(owner["bct"]))
+    console.print()
+    console.print(table)
+    first, last = books.epochs[0], books.epochs[-1]
+    burned = sum(int(epoch["burned_dc"]) for epoch in books.epochs)
+    paid = sum(Decimal(epoch["paid_bct"]) for epoch in books.epochs)
+    console.print(
+        f"[dim]Epochs {first['n']} to {last['n']} (15 s each here, a day in the product): {_usd(burned)} of credits burned, "
+        f"{paid:.5f} BCT paid, {int(last['stake_bps']) / 100:g} % of it to stakers, at the {last['price_source']} price; "
+        f"{last['settlement']}.[/]"
+    )
+
+
+def _show_sums(console: Console, books: Books) -> None:
+    checks = books.audit["checks"]
+    passed = sum(bool(check["ok"]) for check in checks)
+    console.print(f"\n[bold]The books.[/] Audit: {passed} of {len(checks)} checks passed.")
+    for check in checks:
+        if not check["ok"]:
+            console.print(f"  [red]{check['name']}: {check['first_bad']}[/]")
+    verdict = "[bold green]yes[/]" if books.bills_dc == books.usage_dc == books.allocated_dc else "[bold red]NO[/]"
+    console.print(
+        f"bills {books.bills_dc:,} DC, usage {books.usage_dc:,} DC, allocated {books.allocated_dc:,} DC "
+        f"({_usd(books.bills_dc)})"
+    )
+    console.print(f"sum of bills = sum of usage = sum allocated: {verdict}")
+
+
+def _usd(dc: int) -> str:
+    return f"${Decimal(dc) / _DC_PER_USD:.5f}"
+
+
+def _bct(amount: str) -> str:
+    return f"{Decimal(amount):.5f} BCT"
