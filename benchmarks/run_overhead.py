@@ -1,13 +1,14 @@
 """What the fabric adds to a task, beside Ray itself on the same cluster in the same run.
 
-Starts an embedded fabric of its own, measures `fabric.run` of a no-op (cold and on a warm lease) and `fabric.map` of many
-small tasks, and on the very same Ray cluster a plain task, an actor call, and a task through Ray Client. Ratios of one
+Starts an embedded fabric of its own, measures `fabric.run` of a no-op (cold and on a warm lease) and `fabric.map` of
+many small tasks, and on the very same Ray cluster a plain task, an actor call, and a task through Ray Client. Ratios of one
 run are comparable; absolute times on a shared machine are not.
 """
 
 import argparse
 import contextlib
 import json
+import logging
 import os
 import socket
 import statistics
@@ -110,7 +111,7 @@ def ray_at(address: str) -> Iterator[Any]:
     """Ray as a driver, or as a client when the address starts with ``ray://``."""
     import ray
 
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield ray
     finally:
