@@ -1,8 +1,8 @@
 """What the fabric adds to a task, beside Ray itself on the same cluster in the same run.
 
 Starts an embedded fabric of its own, measures `fabric.run` of a no-op (cold and on a warm lease) and `fabric.map` of
-many small tasks, and on the very same Ray cluster a plain task, an actor call, and a task through Ray Client. Ratios of one
-run are comparable; absolute times on a shared machine are not.
+many small tasks, and on the very same Ray cluster a plain task, an actor call, and a task through Ray Client. Ratios of
+one run are comparable; absolute times on a shared machine are not.
 """
 
 import argparse
@@ -206,3 +206,7 @@ def timed(call: Callable[[], Any]) -> float:
 def percentile(values: list[float], percent: int) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+if __name__ == "__main__":
+    main()
