@@ -43,14 +43,17 @@ def burgle(isolation, user):
         check=False,
     )
     assert town.returncode == 0, town.stderr
-    return {name: got for name, (out, got) in json.loads(town.stdout).items() if out}, len(json.loads(town.stdout))
+    outcome = json.loads(town.stdout)
+    return {name: got for name, (out, got) in outcome.items() if out}, list(outcome)
 
 
 @pytest.mark.parametrize("user", ["as we are", "as an ordinary user"])
 def test_a_burglar_gets_out_in_no_way_with_bubblewrap(user):
     ways_out, tried = burgle("bubblewrap", user)
-    assert tried >= 60
+    assert len(tried) >= 60
     assert ways_out == {}
+    told = (ROOT / "docs" / "sandbox.md").read_text()
+    assert [name for name in tried if f"| {name.replace('_', ' ')} |" not in told] == []
 
 
 @pytest.mark.parametrize("user", ["as we are", "as an ordinary user"])
