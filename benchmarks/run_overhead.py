@@ -73,7 +73,7 @@ def embedded_fabric() -> Iterator[FabricHere]:
             yield FabricHere(
                 url=json.loads((home / "fabric.json").read_text())["url"],
                 api_key=(home / "api.key").read_text().strip(),
-                ray_address=json.loads((home / "agent" / "agent.json").read_text())["ray_address"],
+                ray_address=json.loads((home / "agent" / "config.json").read_text())["ray_address"],
                 ray_token_file=home / "ray.token",
             )
         finally:

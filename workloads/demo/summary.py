@@ -93,8 +93,8 @@ def _show_gpus(console: Console, books: Books) -> None:
     paid = sum(Decimal(epoch["paid_bct"]) for epoch in books.epochs)
     console.print(
         f"[dim]Epochs {first['n']} to {last['n']} (seconds here, days in the product): {_usd(burned)} of credits "
-        f"burned, {paid:.5f} BCT paid, {int(last['stake_bps']) / 100:g} % of it to stakers, at the {last['price_source']} "
-        f"price; {last['settlement']}.[/]"
+        f"burned, {paid:.5f} BCT paid, {int(last['stake_bps']) / 100:g} % of it to stakers, at the "
+        f"{last['price_source']} price; {last['settlement']}.[/]"
     )
 
 
