@@ -1,4 +1,4 @@
-"""Ports to listen on. A free port can be taken by anybody before it is used, so they come from where few others look."""
+"""Ports to listen on. A free port can be taken by anybody before it is used: these are where few others look."""
 
 import random
 import socket

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from fabric.local.config import agent_config, prepare_keys, simulated_gpus
@@ -46,13 +47,19 @@ def supervise(settings: LocalSettings, start: str) -> int:
     try:
         _Supervisor(settings, home, start, folder).run()
     except Error as error:
-        home.write_status(Status("failed", start, error=str(error)))
+        _write(home, Status("failed", start, error=str(error)))
         return error.exit_code
     finally:
         end_descendants(GRACE_S)
         shutil.rmtree(folder, ignore_errors=True)
-    home.write_status(Status("stopped", start))
+    _write(home, Status("stopped", start))
     return 0
+
+
+def _write(home: Home, status: Status) -> None:
+    """Unless the folder was removed meanwhile."""
+    with suppress(OSError):
+        home.write_status(status)
 
 
 class _Supervisor:
@@ -66,6 +73,7 @@ class _Supervisor:
         self._stopping = False
         self._needed_at = time.monotonic()
         self._clients_at = 0.0
+        self._lock_inode = home.alive_lock.stat().st_ino
         self._write_status()
         prepare_keys(home)
         port = _control_port(settings.port)
@@ -157,6 +165,9 @@ class _Supervisor:
         if now - self._clients_at < CLIENTS_EVERY_S:
             return
         self._clients_at = now
+        if not self._home_is_ours():
+            self._stopping = True
+            return
         gone, living = gone_clients(self._home)
         for session in gone:
             self._probe.end_session(session)
@@ -164,6 +175,13 @@ class _Supervisor:
             self._needed_at = now
         elif now - self._needed_at >= self._settings.linger_s:
             self._stopping = True
+
+    def _home_is_ours(self) -> bool:
+        """Whether the state folder is still the one it started in: removed or replaced, nobody could find it again."""
+        try:
+            return self._home.alive_lock.stat().st_ino == self._lock_inode
+        except OSError:
+            return False
 
     def _stop(self) -> None:
         """Agent first, so that its last receipts still reach the control plane."""
@@ -190,6 +208,8 @@ class _Supervisor:
 
     def _write_status(self) -> None:
         parts = {part.name: part.pid for part in self._parts if part.pid} if self._state != "starting" else {}
+        if not self._home_is_ours():
+            return
         pids = {"guard": os.getppid(), "supervisor": os.getpid(), **parts}
         url = getattr(self, "_url", "")
         service = self._home.service_file.exists()
