@@ -134,7 +134,8 @@ def survives(mutant: Mutant) -> bool:
         path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
         artifacts = Path(folder) / "artifacts"
         _run(["node", str(CONTRACTS / "build.mjs"), str(sources), str(artifacts)], mutant, allowed=(0,))
-        arguments = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", str(TESTS)]
+        quick_first = sorted(TESTS.glob("test_*.py"), key=lambda path: path.stem == "test_machine")
+        arguments = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *map(str, quick_first)]
         tests = [sys.executable, "-m", "pytest", *arguments]
         return _run(tests, mutant, allowed=(0, TESTS_FAILED), CONTRACT_ARTIFACTS=str(artifacts)) == 0
 

@@ -13,6 +13,7 @@ RUNNER = Path(__file__).parent / "mutants.py"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_named_mutant_is_killed():
     if shutil.which("node") is None or not (Path(ledger.contracts.__file__).parent / "node_modules" / "solc").is_dir():
         pytest.skip("node and the pinned compiler (npm ci) are needed to compile mutants")
