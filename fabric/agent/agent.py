@@ -135,6 +135,8 @@ class Agent:
         if client is None:
             raise Refusal(Reason.OPERATOR_LOST, f"node {entry.node} is lost")
         await client.wait_connected()
+        if not client.connected:
+            raise Refusal(Reason.OPERATOR_LOST, f"node {entry.node} is lost")
         return client.address, client.token
 
     def hello(self, challenge: link.Challenge) -> link.Hello:

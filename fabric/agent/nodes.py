@@ -49,6 +49,7 @@ class NodeClient:
         return self._stream is not None and self._stream.open and self.info is not None
 
     async def wait_connected(self) -> None:
+        """Until it is connected, or given up: then `connected` is false."""
         await self._up.wait()
 
     def open_lease(self, grant: Grant) -> None:
@@ -69,6 +70,7 @@ class NodeClient:
         await asyncio.wait([self._task])
         if self._stream is not None:
             self._stream.abort()
+        self._up.set()
 
     def _send(self, header: list[Any]) -> None:
         if self._stream is not None:
