@@ -178,12 +178,12 @@ class Ledger:
         tails = self._book.lock({account, accounts.available(known.customer)})
         if self._is_closed(lease_id):
             return 0
-        rest = tails[account].balance
+        rest, now_ms = tails[account].balance, self._now()
         entry = booking.release(
-            known.customer, lease_id, rest, source_id=source_id or f"release/{lease_id}", at_ms=self._now()
+            known.customer, lease_id, rest, source_id=source_id or f"release/{lease_id}", at_ms=now_ms
         )
         self._book.append([entry], tails)
-        self._session.execute(update(HOLD).where(HOLD.c.lease_id == lease_id).values(closed_ms=self._now()))
+        self._session.execute(update(HOLD).where(HOLD.c.lease_id == lease_id).values(closed_ms=now_ms))
         return rest
 
     def balance(self, customer: str) -> Balance:

@@ -112,10 +112,7 @@ def test_a_changed_number_in_a_file_is_found(path, value):
     assert place[path[-1]] != value
     place[path[-1]] = value
     changed = json.dumps(content).encode()
-    try:
-        faults = verify_file(changed).faults
-    except ValueError as error:
-        faults = (str(error),)
+    faults = verify_file(changed).faults
     assert faults
     assert faults != ("the file is not in canonical form",)
 

@@ -1,0 +1,198 @@
+"""`fabric ledger`: what GPUs and parties earned, and epochs that anyone can recompute; needs only a URL."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from fabric.wire.errors import InvalidRequest, ServiceError
+from ledger.epoch import Verdict, verify_file
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print CSV: amounts as integers of the smallest unit.")]
+Url = Annotated[str, typer.Option("--url", envvar="FABRIC_URL", help="The control plane; default: this machine's.")]
+Name = Annotated[str, typer.Argument(metavar="ID")]
+
+_TIMEOUT_S = 60.0
+_GPU_COLUMNS = ("epoch", "gpu", "holder", "pool", "operator", "gpu_ms", "dc", "wei")
+_EPOCH_COLUMNS = ("gpu", "gpu_ms", "dc", "leases_root", "payers", "largest_payer_bps")
+
+
+@app.command()
+def gpu(gpu_id: Name, *, as_json: Json = False, as_csv: Csv = False, url: Url = "") -> None:
+    """A GPU's use and cash flow by epoch; ID is its public id."""
+    found = _get(url, f"/v1/ledger/gpus/{gpu_id}")
+    if as_json:
+        _print_json(found)
+    elif as_csv:
+        _print_csv(_GPU_COLUMNS, found["cash_flow"])
+    else:
+        mark = " (simulated)" if found["simulated"] else ""
+        print(f"{found['model']}{mark} of {found['operator']}, {found['id']}")
+        print(f"used {found['used_gpu_ms']} ms for {found['used_usd']}, utilised {found['utilised_gpu_ms']} ms")
+        print(f"earned {found['earned_bct']} BCT")
+        _print_flow(found["cash_flow"])
+
+
+@app.command()
+def pool(pool_id: Name, *, as_json: Json = False, as_csv: Csv = False, url: Url = "") -> None:
+    """What a pool earned, by epoch and GPU."""
+    _party("pool", pool_id, as_json=as_json, as_csv=as_csv, url=url)
+
+
+@app.command()
+def operator(operator_id: Name, *, as_json: Json = False, as_csv: Csv = False, url: Url = "") -> None:
+    """What an operator's GPUs earned, by epoch."""
+    _party("operator", operator_id, as_json=as_json, as_csv=as_csv, url=url)
+
+
+@app.command()
+def holder(address: Name, *, as_json: Json = False, as_csv: Csv = False, url: Url = "") -> None:
+    """What a holder of GPU NFTs earned, by epoch and GPU."""
+    _party("holder", address, as_json=as_json, as_csv=as_csv, url=url)
+
+
+@app.command()
+def epochs(*, as_json: Json = False, url: Url = "") -> None:
+    """Closed epochs, newest first, and the one that runs."""
+    found = _get(url, "/v1/ledger/epochs")
+    if as_json:
+        _print_json(found)
+        return
+    rows = [(str(e["n"]), e["burned_usd"], f"{e['paid_bct']} BCT", e["settlement"]) for e in found["epochs"]]
+    _print_table(("EPOCH", "BURNED", "PAID", "SETTLEMENT"), rows)
+    print(f"epoch {found['current']['n']} is running")
+
+
+@app.command()
+def epoch(
+    number: Annotated[int, typer.Argument(metavar="N", min=0)],
+    *,
+    verify: Annotated[bool, typer.Option("--verify", help="Compute its roots again from its public file.")] = False,
+    as_json: Json = False,
+    as_csv: Csv = False,
+    url: Url = "",
+) -> None:
+    """A closed epoch: totals, roots and GPUs. With --verify: exit code 1 if any number disagrees."""
+    found = _get(url, f"/v1/ledger/epochs/{number}")
+    if verify:
+        verdict = verify_file(_fetch(url, f"/v1/ledger/epochs/{number}/file").content)
+        _print_verdict(verdict, [*verdict.faults, *differences(found, verdict)], as_json=as_json)
+    elif as_json:
+        _print_json(found)
+    elif as_csv:
+        _print_csv(_EPOCH_COLUMNS, found["usage"])
+    else:
+        _print_epoch(found)
+
+
+def differences(row: Mapping[str, Any], verdict: Verdict) -> list[str]:
+    """Where an epoch's row, as the API shows it, and the recomputation of its file disagree."""
+    computed = {
+        "n": verdict.epoch,
+        "payout_root": "0x" + verdict.payout_root.hex(),
+        "usage_root": "0x" + verdict.usage_root.hex(),
+        "file_hash": "0x" + verdict.file_hash.hex(),
+    }
+    return [
+        f"{name}: the epoch says {row[name]}, recomputed {value}"
+        for name, value in computed.items()
+        if row[name] != value
+    ]
+
+
+def _party(party: str, name: str, *, as_json: bool, as_csv: bool, url: str) -> None:
+    found = _get(url, f"/v1/ledger/{party}s/{name}")
+    if as_json:
+        _print_json(found)
+    elif as_csv:
+        _print_csv(_GPU_COLUMNS, found["cash_flow"])
+    else:
+        print(f"{party} {name}: {found['gpus']} GPUs in {found['epochs']} epochs")
+        print(f"used {found['gpu_ms']} ms for {found['usd']}, earned {found['bct']} BCT")
+        _print_flow(found["cash_flow"])
+
+
+def _get(url: str, path: str) -> Any:
+    return _fetch(url, path).json()
+
+
+def _fetch(url: str, path: str) -> httpx.Response:
+    base = url or _embedded_url()
+    try:
+        answer = httpx.get(base.rstrip("/") + path, timeout=_TIMEOUT_S)
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise ServiceError(f"{base} does not answer ({error}); is the control plane running?") from None
+    if answer.is_success:
+        return answer
+    raise (InvalidRequest if answer.is_client_error else ServiceError)(_problem(answer))
+
+
+def _problem(answer: httpx.Response) -> str:
+    """The message of a problem document, else the status."""
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{answer.url} answered {answer.status_code}"
+
+
+def _embedded_url() -> str:
+    """Where this machine's own fabric says that it listens."""
+    home = Path(os.environ.get("FABRIC_HOME") or Path.home() / ".fabric")
+    try:
+        status = json.loads((home / "fabric.json").read_text())
+    except (OSError, ValueError):
+        status = {}
+    if status.get("state") == "ready" and status.get("url"):
+        return str(status["url"])
+    raise InvalidRequest("no fabric runs on this machine; start it with `fabric up`, or set FABRIC_URL or --url")
+
+
+def _print_epoch(found: Mapping[str, Any]) -> None:
+    print(f"epoch {found['n']}: {found['settlement']}")
+    print(f"burned {found['burned_usd']} for {found['gpu_ms']} GPU-ms; paid {found['paid_bct']} BCT")
+    print(f"price {found['price_usd_e18']} / 10^18 USD per BCT ({found['price_source']})")
+    print(f"payout root {found['payout_root']}\nusage root  {found['usage_root']}\nfile        {found['file_hash']}")
+    rows = [(line["gpu"], str(line["gpu_ms"]), line["usd"], str(line["payers"])) for line in found["usage"]]
+    _print_table(("GPU", "GPU-MS", "USED", "PAYERS"), rows)
+
+
+def _print_verdict(verdict: Verdict, faults: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"epoch": verdict.epoch, "agrees": not faults, "faults": list(faults)})
+    else:
+        print(f"payout root 0x{verdict.payout_root.hex()}\nusage root  0x{verdict.usage_root.hex()}")
+        for fault in faults:
+            print(f"differs: {fault}")
+        print(f"epoch {verdict.epoch}: " + ("disagrees" if faults else "every number agrees"))
+    if faults:
+        raise typer.Exit(1)
+
+
+def _print_flow(lines: Iterable[Mapping[str, Any]]) -> None:
+    rows = [(str(line["epoch"]), line["gpu"][:10], line["usd"], f"{line['bct']} BCT", line["holder"]) for line in lines]
+    _print_table(("EPOCH", "GPU", "USED", "EARNED", "HOLDER"), rows)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _print_csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([[line[column] for column in columns] for line in lines])
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
+    for row in (head, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,139 @@
+"""The commands against a small HTTP server on loopback that serves what a ledger answered."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from typer.testing import CliRunner
+
+from fabric.wire.errors import InvalidRequest, ServiceError
+from ledger import queries
+from ledger.cli import app
+from ledger.closing import file_of
+from ledger.leaves import gpu_id_hex
+
+GPU = gpu_id_hex("GPU-1")
+
+
+@pytest.fixture
+def pages(funded, session, use, clock) -> dict[str, bytes]:
+    """One closed epoch, as the API shows it."""
+    funded.charge("lease-1", use(1, 180_000))
+    clock.advance(3_600_000)
+    funded.close_epoch(0)
+    row, body = queries.epoch(session, 0), file_of(session, 0)
+    assert row is not None
+    assert body is not None
+    line = {"epoch": 0, "gpu": GPU, "holder": "0xh", "pool": "op-1", "operator": "op-1"}
+    line |= {"gpu_ms": 180_000, "dc": "10000", "wei": "95", "usd": "$0.10", "bct": "0.95"}
+    gpu = {"id": GPU, "model": "H100", "operator": "op-1", "simulated": True, "used_gpu_ms": 180_000}
+    gpu |= {"used_usd": "$0.10", "utilised_gpu_ms": 0, "earned_bct": "0.95", "cash_flow": [line]}
+    epoch = {"n": 0, "settlement": row.settlement, "burned_usd": "$0.10", "gpu_ms": row.gpu_ms, "paid_bct": "1"}
+    epoch |= {"price_usd_e18": str(row.price_usd_e18), "price_source": "test", "file_hash": "0x" + row.file_hash.hex()}
+    epoch |= {"payout_root": "0x" + row.payout_root.hex(), "usage_root": "0x" + row.usage_root.hex()}
+    epoch["usage"] = [
+        {"gpu": GPU, "gpu_ms": 180_000, "dc": "10000", "usd": "$0.10", "leases_root": "0x", "payers": 1,
+         "largest_payer_bps": 10_000}
+    ]  # fmt: skip
+    party = {"gpus": 1, "epochs": 1, "gpu_ms": 180_000, "usd": "$0.10", "bct": "0.95", "cash_flow": [line]}
+    return {
+        f"/v1/ledger/gpus/{GPU}": json.dumps(gpu).encode(),
+        "/v1/ledger/pools/op-1": json.dumps(party).encode(),
+        "/v1/ledger/epochs": json.dumps({"epochs": [epoch], "current": {"n": 1}}).encode(),
+        "/v1/ledger/epochs/0": json.dumps(epoch).encode(),
+        "/v1/ledger/epochs/0/file": body,
+    }
+
+
+@pytest.fixture
+def served(pages) -> Iterator[str]:
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = pages.get(self.path)
+            self.send_response(404 if body is None else 200)
+            self.end_headers()
+            self.wfile.write(b'{"detail": "no such thing"}' if body is None else body)
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def fabric_ledger(served) -> Callable[..., tuple[int, str]]:
+    def run(*words: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [*words, "--url", served])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.output
+
+    return run
+
+
+def test_a_gpu_is_shown_with_its_cash_flow_and_marked_when_simulated(fabric_ledger):
+    code, out = fabric_ledger("gpu", GPU)
+    assert code == 0
+    assert "H100 (simulated) of op-1" in out
+    assert "0.95 BCT" in out
+    code, out = fabric_ledger("gpu", GPU, "--csv")
+    assert out.splitlines()[1] == f"0,{GPU},0xh,op-1,op-1,180000,10000,95"
+
+
+def test_lists_have_json(fabric_ledger):
+    for words in (("gpu", GPU), ("epoch", "0"), ("epochs",), ("pool", "op-1")):
+        code, out = fabric_ledger(*words, "--json")
+        assert code == 0
+        json.loads(out)
+        assert fabric_ledger(*words)[0] == 0
+
+
+def test_an_epoch_says_how_it_is_settled_and_where_its_price_is_from(fabric_ledger):
+    code, out = fabric_ledger("epoch", "0")
+    assert code == 0
+    assert "not settled: no chain configured" in out
+    assert "(test)" in out
+
+
+def test_verification_recomputes_the_roots_from_the_public_file_alone(fabric_ledger):
+    assert fabric_ledger("epoch", "0", "--verify") == (0, fabric_ledger("epoch", "0", "--verify")[1])
+    assert "every number agrees" in fabric_ledger("epoch", "0", "--verify")[1]
+
+
+@pytest.mark.parametrize("name", ["payout_root", "usage_root", "file_hash"])
+def test_verification_fails_when_the_epoch_says_something_else_than_its_file(fabric_ledger, pages, name):
+    epoch = json.loads(pages["/v1/ledger/epochs/0"])
+    pages["/v1/ledger/epochs/0"] = json.dumps(epoch | {name: "0x00"}).encode()
+    code, out = fabric_ledger("epoch", "0", "--verify")
+    assert code == 1
+    assert name in out
+
+
+def test_verification_fails_when_a_number_in_the_file_was_changed(fabric_ledger, pages):
+    body = pages["/v1/ledger/epochs/0/file"]
+    pages["/v1/ledger/epochs/0/file"] = body.replace(b'"180000","10000"', b'"180000","10001"')
+    assert pages["/v1/ledger/epochs/0/file"] != body
+    code, out = fabric_ledger("epoch", "0", "--verify", "--json")
+    assert code == 1
+    assert json.loads(out)["agrees"] is False
+
+
+def test_what_the_control_plane_does_not_know_is_said_in_its_words(fabric_ledger):
+    with pytest.raises(InvalidRequest, match="no such thing"):
+        fabric_ledger("epoch", "9")
+
+
+def test_without_a_control_plane_the_message_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("FABRIC_HOME", str(tmp_path))
+    monkeypatch.delenv("FABRIC_URL", raising=False)
+    assert isinstance(CliRunner().invoke(app, ["epochs"]).exception, InvalidRequest)
+    (tmp_path / "fabric.json").write_text('{"state": "ready", "url": "http://127.0.0.1:1"}')
+    assert isinstance(CliRunner().invoke(app, ["epochs"]).exception, ServiceError)
