@@ -33,12 +33,10 @@ class Answers:
 
     def error_of(self, ended: Ended) -> Error:
         """The error of a task that ended without an answer."""
-        words = EXPLANATIONS[ended.reason]
-        message = f"{words}: {ended.message}" if ended.message and ended.message != words else words
+        message = ended.message or EXPLANATIONS[ended.reason]
         attempts = f" (attempt {ended.attempt})" if ended.attempt > 1 else ""
-        return run_failed(
-            ended.reason, message + attempts, run=self._run, task=ended.task.index, attempts=ended.attempt
-        )
+        details = {"run": self._run, "task": ended.task.index, "attempts": ended.attempt}
+        return run_failed(ended.reason, message + attempts, **details)
 
     def _not_transportable(self, message: str) -> RunFailed:
         return RunFailed(message, reason=Reason.RESULT_NOT_TRANSPORTABLE, run=self._run)

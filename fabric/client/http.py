@@ -15,7 +15,7 @@ from fabric.wire.errors import InvalidRequest, ServiceError, from_problem
 
 LONG_POLL_S = 25
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-RETRY_DELAYS_S = (0.1, 0.3, 1.0, 2.0)
+RETRY_DELAYS_S = (0.1, 0.3, 1.0)
 """Before the second, third, … try of a request that did not get through."""
 
 

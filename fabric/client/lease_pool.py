@@ -79,12 +79,12 @@ class LeasePool:
         held.channel.close()
         self._start(self._release(held, reason))
 
-    def drop_all(self) -> None:
-        """Release whatever lingers."""
+    def close(self) -> None:
+        """Close every channel; the end of the session releases the leases."""
         for held in self._idle:
             if held.timer is not None:
                 held.timer.cancel()
-            self.drop(held, Reason.DONE)
+            held.channel.close()
         self._idle.clear()
 
     def on_frame(self, channel: Channel, header: list[Any], body: memoryview) -> None:  # noqa: ARG002

@@ -24,12 +24,13 @@ _CONNECTABLE = frozenset({LeaseState.GRANTED, LeaseState.OPEN})
 
 
 class Office:
-    """One session's. Everything but the constructor runs in `loop`."""
+    """One session's. `used` says whether the control plane has heard, or will hear, of a run of it."""
 
     def __init__(self, plane: ControlPlane, session: str, loop: LoopThread) -> None:
         self.plane = plane
         self.session = session
         self.loop = loop
+        self.used = False
         self.pool = LeasePool(self._release, loop.start, print_line)
         self.registrar = Registrar(lambda runs: plane.register_runs(session, runs))
 
@@ -39,6 +40,7 @@ class Office:
 
     def request(self, run: str, kind: str, members: dict[str, Any]) -> dict[str, Any]:
         """A RunRequest of this session and this Python."""
+        self.used = True
         return {"id": run, "kind": kind, "session": self.session, **_here(), **members}
 
     async def find_route(self, held: HeldLease) -> Route | Gone | None:

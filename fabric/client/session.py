@@ -51,10 +51,11 @@ class Session:
         self.loop.stop()
 
     async def _goodbye(self) -> None:
+        self.office.pool.close()
         with suppress(Error):
-            self.office.pool.drop_all()
             await self.office.registrar.flush()
-            await self.plane.end_session(self.id)
+            if self.office.used:
+                await self.plane.end_session(self.id)
         await self.plane.close()
 
     async def _beat(self) -> None:
