@@ -140,7 +140,7 @@ def test_the_average_is_time_weighted_over_24_hours_and_rounded_down(new_world, 
     world.send("reporter-1", "PriceOracle", "report", USD)
     for seconds, factor in steps:
         world.pass_time(seconds)
-        price = min(max(price * factor // 10_000, USD * 3 // 4), USD * 5 // 4)
+        price = min(max(price * factor // 10_000, USD * 4 // 5), USD * 6 // 5)  # within the step bound of one another
         world.send("reporter-1", "PriceOracle", "report", price)
         path.append((world.now, price))
     world.pass_time(1234)
