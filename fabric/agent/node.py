@@ -117,6 +117,8 @@ class Node:
             worker.kill()
         await asyncio.gather(*(worker.gone() for worker in self._workers))
         await asyncio.to_thread(self._journal.sync)
+        if self._control is not None:
+            self._control.close()
         await asyncio.to_thread(self._isolation.close)
         self._journal.close()
 

@@ -140,6 +140,11 @@ class Site:
         self.node.record = lambda event: None
         await self.node.stop()
 
+    async def restart(self) -> None:
+        """As Ray does it: a new process of the same node."""
+        self.node = Node(self.config, SystemClock())
+        self.address = await self.node.start()
+
     async def open(self, lease: str = "lease_1", **wish: Any) -> None:
         wish = {
             "lease": lease,

@@ -281,3 +281,18 @@ async def test_a_lease_is_opened_used_metered_and_closed(operator):
     assert chain[-1].gpus[0].gpu_ms >= 1000, "at least one second is billed"
     assert chain[0].nonce_seq > 0
     assert all(receipt.simulated for receipt in chain)
+
+
+async def test_a_restarted_node_is_found_again_and_its_leases_are_closed_as_lost(operator, make_site):
+    control = operator.control
+    await operator.open()
+    site = operator.site
+    await site.crash()
+    await site.restart()
+    await control.wait(lambda: control.of(link.Ended, lease="lease_1"))
+    assert control.closing("lease_1")[0].receipt.reason == Reason.OPERATOR_LOST
+    await operator.open("lease_2")
+    async with operator.dial("lease_2") as socket:
+        await read(socket, channel.READY)
+        await send_call(socket, await send_function(socket, lambda: 1))
+        await read(socket, channel.RESULT)
