@@ -334,5 +334,5 @@ def _first_wrong(text: str) -> int:
 
 
 def _first_wrong_count(text: str) -> int:
-    match = re.match(r"\d*(\.\.\d*|\.\d{1,3})?", text)
+    match = re.match(r"0?\.\d{1,3}|\d*(\.\.\d*)?", text)
     return min(match.end() if match else 0, max(len(text) - 1, 0))

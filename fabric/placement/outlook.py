@@ -38,6 +38,7 @@ _FIRST_BUILD = 16
 _EVERY = 4096
 _MEMORY = 16_384
 _MOST_WISHES = 1024
+_GRAIN = 1024  # table entries are multiples of 1/1024, so that their sums are exact in whatever order they are added
 
 Table = npt.NDArray[np.float64]
 Wish = tuple[GpuSpec, int, int]  # what matters of a request for what to leave free: GPUs, CPU (milli), memory (bytes)
@@ -66,10 +67,11 @@ class Outlook:
     def __init__(self) -> None:
         self.version = 0
         self._counts: dict[Wish, int] = {}
+        self._mix: dict[Wish, int] = {}
         self._seen = 0
         self._build_at = _FIRST_BUILD
         self._models: list[Model] = []
-        self._gpus: npt.NDArray[np.float64] = np.zeros(0)
+        self._gpus: npt.NDArray[np.intp] = np.zeros(0, np.intp)
         self._prior = (0, 0)
         self._width = 8
         self._fleet_version = -1
@@ -83,6 +85,7 @@ class Outlook:
         if self._seen >= self._build_at:
             self._build_at = min(2 * self._build_at, self._build_at + _EVERY)
             self._forget()
+            self._mix = dict(self._counts)
             self._outdate()
 
     def tables(self, fleet: "Fleet") -> Tables:
@@ -97,7 +100,7 @@ class Outlook:
     def _supply(self, fleet: "Fleet") -> None:
         """Note how many GPUs of which models there are, unless they are within a twentieth of what was noted."""
         rows, width = fleet.rows, fleet.free.shape[0]
-        gpus = np.bincount(fleet.model[:rows], fleet.size[:rows], minlength=len(fleet.models))
+        gpus = np.bincount(fleet.model[:rows], fleet.size[:rows], minlength=len(fleet.models)).astype(np.intp)
         if (
             len(self._models) == len(gpus)
             and self._width == width
@@ -123,7 +126,7 @@ class Outlook:
             self._counts = dict(common[: _MOST_WISHES // 2])
 
     def _build(self) -> Tables:
-        mix = [*self._counts.items(), ((GpuSpec(), *self._prior), _PRIOR)]
+        mix = [*self._mix.items(), ((GpuSpec(), *self._prior), _PRIOR)]
         share = np.array([count for _, count in mix], np.float64)
         share /= share.sum()
         wishes = [wish for wish, _ in mix]
@@ -171,6 +174,7 @@ def _cells(wishes: list[Wish], share: Table, allowed: npt.NDArray[np.bool_]) -> 
         total = brings[:, 1 : free + 1].sum(axis=1) + later
         cell[:, free, :3] = total / (_HORIZON + fitting.sum(axis=1))[:, None]
     cell[:, CELLS - 1, 3] = 1.0
+    cell = np.rint(cell * _GRAIN) / _GRAIN
     return cell.reshape(models * CELLS, 4)
 
 

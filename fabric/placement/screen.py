@@ -130,7 +130,8 @@ def _sorts(fleet: Fleet) -> _Sorts:
     rows = np.bincount(fleet.sort[: fleet.rows][alive], minlength=len(fleet.sorts))
     total = totals.reshape(-1, 3).T
     least = total[:, rows > 0].min(axis=1, initial=2**62).tolist()
-    made = _Sorts(fleet.version, *columns, total, rows, (least[0], least[1], least[2]))
+    kind, profile, gpus = columns
+    made = _Sorts(fleet.version, kind, profile, gpus, total, rows, (least[0], least[1], least[2]))
     fleet.screens.keep("sorts", made, 1)
     return made
 
@@ -232,7 +233,7 @@ def _order(request: Request, policy: Policy, sorts: _Sorts, price: list[int], rt
             prices = np.minimum(np.array(price, np.float64), _PRICE_CEILING - 1)
             order = order * _PRICE_CEILING + prices[sorts.kind]
         elif name == "rtt" and request.rtt_ms:
-            bands = np.minimum(np.array(rtt_ms) // policy.rtt_band_ms, _RTT_BANDS - 1)
+            bands = np.minimum(np.array(rtt_ms) / policy.rtt_band_ms, _RTT_BANDS - 1) // 1
             order = order * _RTT_BANDS + bands[sorts.profile]
         elif name == "spread" and request.apart_from:
             order *= _CROWDING
