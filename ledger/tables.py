@@ -351,6 +351,12 @@ def create_schema(connection: Connection) -> None:
     SQLModel.metadata.create_all(connection, tables=ledger_tables())
 
 
+def protect(row: type[SQLModel], *, sqlite: list[str], postgresql: list[str]) -> None:
+    """Let ``create_all`` of a table create its triggers too, so that no database is made without them."""
+    _listen(table_of(row), "sqlite", sqlite)
+    _listen(table_of(row), "postgresql", postgresql)
+
+
 def protection_ddl(dialect: str) -> list[str]:
     """The statements that make a database refuse changes, for ``sqlite`` or ``postgresql``."""
     tables = [str(row.__tablename__) for row in APPEND_ONLY]
@@ -399,13 +405,10 @@ def _postgres_trigger(table: str, name: str, verbs: str, scope: str) -> str:
 
 
 def _attach() -> None:
-    """Let ``create_all`` of these tables create the triggers too, so that no database is made without them."""
     for row in APPEND_ONLY:
-        table, name = table_of(row), str(row.__tablename__)
-        _listen(table, "sqlite", _sqlite_refusals(name))
-        _listen(table, "postgresql", [_POSTGRES_REFUSAL, *_postgres_refusals(name)])
-    _listen(table_of(HoldRow), "sqlite", _sqlite_hold())
-    _listen(table_of(HoldRow), "postgresql", [_POSTGRES_REFUSAL, *_postgres_hold()])
+        name = str(row.__tablename__)
+        protect(row, sqlite=_sqlite_refusals(name), postgresql=[_POSTGRES_REFUSAL, *_postgres_refusals(name)])
+    protect(HoldRow, sqlite=_sqlite_hold(), postgresql=[_POSTGRES_REFUSAL, *_postgres_hold()])
 
 
 def _listen(table: Table, dialect: str, statements: list[str]) -> None:
