@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from fabric.wire.merkle import root
 from ledger.emission import paid_wei, value_wei_down
-from ledger.leaves import address_bytes, id_bytes, payout_leaf, usage_leaf
+from ledger.leaves import payout_leaf_batch, usage_leaf_batch
 from ledger.money import BPS, mul_div_down, split_by_weight
 from ledger.split import POOL_OF_ONE, AvailableLine, Payee, PoolTerms, UsageLine, split_pool
 
@@ -134,7 +134,8 @@ def payout_root(payouts: Sequence[Payout]) -> bytes:
 
 
 def payout_leaves(payouts: Sequence[Payout]) -> list[bytes]:
-    return [payout_leaf(id_bytes(gpu), address_bytes(holder), cumulative) for gpu, holder, _, cumulative in payouts]
+    """Leaves in the order given."""
+    return payout_leaf_batch((gpu, holder, cumulative) for gpu, holder, _, cumulative in payouts)
 
 
 def usage_root(epoch: int, usages: Sequence[GpuUsage]) -> bytes:
@@ -143,7 +144,8 @@ def usage_root(epoch: int, usages: Sequence[GpuUsage]) -> bytes:
 
 
 def usage_leaves(epoch: int, usages: Sequence[GpuUsage]) -> list[bytes]:
-    return [usage_leaf(epoch, id_bytes(gpu), gpu_ms, dc, leases) for gpu, gpu_ms, dc, leases, _, _ in usages]
+    """Leaves in the order given."""
+    return usage_leaf_batch(epoch, (usage[:4] for usage in usages))
 
 
 def _totals(given: EpochInput) -> Totals:

@@ -1,0 +1,94 @@
+"""How long an epoch of many GPUs takes to close: allocation, both Merkle roots, and the epoch's file.
+
+The clock runs from usage lines in memory to the file's bytes and its hash. It does not measure reading the lines from a
+database. Every GPU has a holder, some share pools with terms, each has the root of its leases.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+
+from fabric.wire.hashing import keccak256
+from ledger.allocate import EpochInput, GpuUsage, allocate
+from ledger.emission import DEFAULT_SCHEDULE
+from ledger.epoch import CloseFacts, epoch_file, file_hash, verify_file
+from ledger.settings import NOT_SETTLED
+from ledger.split import PoolTerms, UsageLine
+
+_GPUS_PER_POOL = 64
+_TERMS = PoolTerms(operator_bps=1000, shared_bps=0, used_bps=9000, operator_payout="0x" + "99" * 20)
+
+
+def made_up_epoch(gpus: int) -> EpochInput:
+    """An epoch in which every one of ``gpus`` GPUs was used; half of the pools have an operator's part."""
+    ids = ["0x" + keccak256(b"gpu", n.to_bytes(8, "big")).hex() for n in range(gpus)]
+    holders = ["0x" + keccak256(b"holder", (n // 8).to_bytes(8, "big"))[:20].hex() for n in range(gpus)]
+    usage = [(3_600_000 + n % 977, 200_000 + n % 1009) for n in range(gpus)]
+    lines = [
+        UsageLine(ids[n], holders[n], f"pool-{n // _GPUS_PER_POOL}", f"op-{n // _GPUS_PER_POOL}", *usage[n])
+        for n in range(gpus)
+    ]
+    return EpochInput(
+        epoch=100,
+        start_ms=0,
+        end_ms=86_400_000,
+        lines=lines,
+        gpus=[GpuUsage(ids[n], *usage[n], bytes.fromhex(ids[n][2:]), 3, 5000) for n in range(gpus)],
+        pools={f"pool-{n}": _TERMS for n in range(0, gpus // _GPUS_PER_POOL + 1, 2)},
+        previous={(ids[n], holders[n]): 10**18 + n for n in range(gpus)},
+        price_usd_e18=10**17,
+        price_source="test",
+        emission_wei=DEFAULT_SCHEDULE.emission_wei(100),
+        remintable_wei=10**24,
+        stake_bps=500,
+    )
+
+
+def measure(gpus: int, *, verify: bool) -> dict[str, float | int]:
+    given = made_up_epoch(gpus)
+    facts = CloseFacts(closed_ms=0, head=bytes(32), payers={"0x00": sum(line.dc for line in given.lines)},
+                       settlement=NOT_SETTLED)  # fmt: skip
+    begin = time.perf_counter()
+    result = allocate(given)
+    allocated = time.perf_counter()
+    body = epoch_file(given, result, facts)
+    address = file_hash(body)
+    end = time.perf_counter()
+    figures: dict[str, float | int] = {
+        "gpus": gpus,
+        "seconds": round(end - begin, 3),
+        "allocate_s": round(allocated - begin, 3),
+        "file_s": round(end - allocated, 3),
+        "file_mib": round(len(body) / 2**20, 1),
+        "payouts": len(result.payouts),
+    }
+    if verify:
+        begin = time.perf_counter()
+        verdict = verify_file(body)
+        if verdict.faults or verdict.file_hash != address or verdict.payout_root != result.payout_root:
+            raise SystemExit(f"the file does not verify: {verdict.faults[:3]}")
+        figures["verify_s"] = round(time.perf_counter() - begin, 3)
+    figures["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.epoch_close", description=__doc__)
+    parser.add_argument("--gpus", type=int, default=20_000, help="the published figure uses 1000000 (default 20000)")
+    parser.add_argument("--verify", action="store_true", help="also recompute the epoch from its file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_args(arguments)
+    figures = measure(given.gpus, verify=given.verify)
+    config = {"gpus": given.gpus, "verify": given.verify, "python": sys.version.split()[0]}
+    if given.json:
+        print(json.dumps({"name": "epoch_close", "config": config, "figures": figures}))
+        return
+    for name, value in figures.items():
+        print(f"{name:12} {value}")
+
+
+if __name__ == "__main__":
+    main()
