@@ -4,7 +4,7 @@ Each method works inside the caller's transaction. Where a request goes is `fabr
 means `api.lifecycle`'s, what is written `api.granting`'s and `api.transitions`'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -19,15 +19,16 @@ from api.errors import Conflict, NotFound
 from api.granting import default_budget_dc, grant, join
 from api.lifecycle import NEAR_SILENT_MS, LeaseEvent, RunStep, run_failed, run_finished
 from api.plane import Plane
-from api.schemas import RunRequest
+from api.schemas import RunRequest, ToldRun
 from api.signals import cluster_topic, run_topic
-from api.tables import ClusterRow, LeaseRow, RunRow, SessionRow
+from api.tables import ClusterRow, LeaseRow, LeaseRunRow, RunRow, SessionRow
 from fabric.placement.answer import Placement, Refusal, Verdict
 from fabric.placement.fleet import Fleet
 from fabric.placement.place import as_held, offers, place
 from fabric.wire.errors import BudgetExhausted, InsufficientFunds, InvalidRequest, PriceExceeded
 from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal, step
 from fabric.wire.reasons import Reason
+from fabric.wire.receipts import RunLine
 from fabric.wire.retry import delay_s
 
 MAX_UNOPENED = 4
@@ -88,6 +89,35 @@ class Broker:
         self._started(run)
         transitions.run_step(self._plane, self._session, run, RunStep(RunState.RUNNING))
         return run, True
+
+    def told_over(self, customer: str, told: ToldRun, lines: Mapping[str, RunLine]) -> LeaseRunRow:
+        """A new run that was over before it was told of: written as it ended, no step of it noted, nobody waits.
+
+        The caller flushes, then adds the row that is returned, its part of the lease. It has checked that no run of this
+        id exists and that the session is the customer's.
+
+        Args:
+            customer: whose.
+            told: SUCCEEDED or FAILED.
+            lines: of the lease's newest receipt, by run.
+
+        Raises:
+            NotFound, InvalidRequest, PriceExceeded: as `told`.
+        """
+        request = told.request
+        _check(request)
+        run = self._new_run(customer, request, stored=False)
+        lease = self._held_lease(run, request)
+        run.state, run.reason, run.message = told.state, _reason(told.reason or Reason.DONE), told.message
+        run.placements = 1
+        run.started_ms = run.ended_ms = run.created_ms
+        line = lines.get(run.id)
+        part = (line.gpu_ms, line.idle_ms, line.setup_ms) if line is not None else (0, 0, 0)
+        self._session.add(run)
+        self._plane.metrics.runs.inc()
+        return LeaseRunRow(
+            lease=lease.id, run=run.id, joined_ms=run.created_ms, gpu_ms=part[0], idle_ms=part[1], setup_ms=part[2]
+        )
 
     def plan(self, customer: str, request: RunRequest) -> tuple[RunRow, Placement]:
         """What `submit` would do, and at what price; the caller rolls back.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from api import transitions
 from api.broker import Broker
@@ -28,15 +28,34 @@ def register(plane: Plane, session: Session, customer: str, name: str, told: Seq
         InvalidRequest: a run without `lease`, of another session, or that needs a lease of its own.
     """
     broker = Broker(plane, session)
-    lines: dict[str, dict[str, RunLine]] = {}
     for one in told:
         if one.request.session != name:
             raise InvalidRequest(f"run {one.request.id} names session {one.request.session}, this is {name}")
-        run, is_new = broker.told(customer, one.request)
-        if is_new:
-            _take_part(session, run, _lines(session, lines, one.request.lease.id if one.request.lease else ""))
-        _move_on(plane, session, run, one)
+    broker.heartbeat(customer, name)
+    known = set(session.scalars(select(RunRow.id).where(col(RunRow.id).in_([one.request.id for one in told]))))
+    lines: dict[str, dict[str, RunLine]] = {}
+    parts: list[LeaseRunRow] = []
+    with session.no_autoflush:
+        for one in told:
+            lease = one.request.lease.id if one.request.lease else ""
+            if one.request.id not in known and lease and is_terminal(RUN_EDGES, RunState(one.state)):
+                parts.append(broker.told_over(customer, one, _lines(session, lines, lease)))
+            else:
+                _take_steps(plane, session, broker, customer, one, lines)
+            known.add(one.request.id)
+    session.flush()
+    session.add_all(parts)
     return [one.request.id for one in told]
+
+
+def _take_steps(
+    plane: Plane, session: Session, broker: Broker, customer: str, told: ToldRun, lines: dict[str, dict[str, RunLine]]
+) -> None:
+    """A run that goes on, or was told of before, takes the steps of any run; one that is over costs a row instead."""
+    run, is_new = broker.told(customer, told.request)
+    if is_new:
+        _take_part(session, run, _lines(session, lines, told.request.lease.id if told.request.lease else ""))
+    _move_on(plane, session, run, told)
 
 
 def _move_on(plane: Plane, session: Session, run: RunRow, told: ToldRun) -> None:

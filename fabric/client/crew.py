@@ -414,18 +414,17 @@ class Crew:
                 self._give(held)
         self._leases.clear()
         self._tasks.fail_all()
-        if self._registered:
+        if self._registered or (state is RunState.CANCELLED and self._noted is not None):
             self._telling = self._office.start(self._report(state, reason, message))
         elif self._noted is not None:
             self._office.registrar.note(self._noted, state, reason, message)
-            if state is RunState.CANCELLED:
-                self._telling = self._office.start(self._office.registrar.flush())
 
     def _give(self, held: HeldLease) -> None:
         self._office.pool.give(held, 0.0 if self._options.own_lease else self._options.linger_s)
 
     async def _report(self, state: RunState, reason: Reason, message: str) -> None:
         try:
+            await self._office.registrar.flush()
             if state is RunState.CANCELLED:
                 await self._office.plane.cancel(self.run)
             else:

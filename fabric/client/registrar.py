@@ -10,7 +10,8 @@ from typing import Any
 from fabric.wire.errors import Error
 
 FLUSH_S = 0.2
-MAX_BATCH = 256
+MAX_BATCH = 100
+"""Each batch is one transaction there; a large one would keep others from writing."""
 
 
 class Registrar:
