@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the figures; 2 when the file or an argument is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rtt", type=Path, default=DATA / "planetlab_98.txt", help="square matrix of ms, may be .gz")
     parser.add_argument("--neighbours", type=int, default=NEIGHBOURS, help="places each one is measured with, at most")
     parser.add_argument("--seed", type=int, default=1)

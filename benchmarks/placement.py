@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.alibaba import Pod, TraceError, TraceNode, inflate, read_nodes, read_pods
 from benchmarks.packers import BestFitPacker, FabricPacker, FgdPacker, Packer, RandomPacker
 from benchmarks.replay import replay
-from benchmarks.yardstick import LARGE_FLEET_DECISIONS, large_fleet_arrivals, large_fleet_packer
+from benchmarks.yardstick import large_fleet_arrivals, large_fleet_packer
 
 DATA = Path(__file__).parent / "data"
 LEVELS = (80, 90, 100, 110, 120, 130)
@@ -46,10 +46,11 @@ def seeds_of(text: str) -> list[int]:
     """
     seeds: list[int] = []
     for piece in text.split(","):
-        first, _, last = piece.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
+        first, dash, last = piece.partition("-")
+        last = last if dash else first
+        if not (first.isdigit() and last.isdigit()) or int(last) < int(first):
             raise ValueError(f"--seeds is {text!r}; allowed: 42, 42-51 or 42,45")
-        seeds += range(int(first), int(last or first) + 1)
+        seeds += range(int(first), int(last) + 1)
     return seeds
 
 
@@ -70,7 +71,7 @@ def allocation(nodes: list[TraceNode], arrivals: list[Pod], packer: Packer) -> t
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.placement", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.placement", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--nodes", type=Path, default=DATA / "alibaba_nodes.csv", help="nodes, Alibaba 2023 format")
     parser.add_argument("--pods", type=Path, default=DATA / "alibaba_pods.csv", help="pods, Alibaba 2023 format")
     parser.add_argument("--policy", action="append", choices=POLICIES, help="repeat for several; default: all")
@@ -78,6 +79,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=("arrivals", "departures"), default="arrivals")
     parser.add_argument("--speedup", type=float, default=1.0, help="departures: pods arrive so many times faster")
     parser.add_argument("--fleet", type=int, metavar="GPUS", help="only the speed on a fleet of so many GPUs")
+    parser.add_argument("--decisions", type=int, default=10_000, help="how many of them with --fleet")
     parser.add_argument("--json", action="store_true", help="one object on standard output")
     return parser.parse_args(arguments)
 
@@ -85,9 +87,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def _report(options: argparse.Namespace) -> dict[str, object]:
     seeds = seeds_of(options.seeds)
     if options.fleet is not None:
-        return _large_fleet(options.fleet, seeds[0])
+        return _large_fleet(options.fleet, options.decisions, seeds[0])
     nodes, pods = read_nodes(options.nodes), read_pods(options.pods)
-    policies = options.policy or list(POLICIES)
+    policies: list[str] = options.policy or list(POLICIES)
     config = {"nodes": options.nodes.name, "pods": options.pods.name, "seeds": seeds, "mode": options.mode}
     if options.mode == "departures":
         config["speedup"] = options.speedup
@@ -125,14 +127,14 @@ def _packer(name: str, nodes: list[TraceNode], pods: list[Pod], seed: int) -> Ca
     return makers[name]
 
 
-def _large_fleet(gpus: int, seed: int) -> dict[str, object]:
+def _large_fleet(gpus: int, decisions: int, seed: int) -> dict[str, object]:
     packer = large_fleet_packer(gpus, seed)
     seconds: list[float] = []
-    for index, request in enumerate(large_fleet_arrivals(seed)):
+    for index, request in enumerate(large_fleet_arrivals(decisions, seed)):
         start = time.perf_counter()
         packer.ask(str(index), request)
         seconds.append(time.perf_counter() - start)
-    config = {"gpus": gpus, "nodes": len(packer.fleet.nodes), "decisions": LARGE_FLEET_DECISIONS, "seed": seed}
+    config = {"gpus": gpus, "nodes": len(packer.fleet.nodes), "decisions": decisions, "seed": seed}
     return {"name": "placement", "config": config, "figures": _speed(seconds)}
 
 

@@ -38,7 +38,7 @@ _FIRST_STAY_MS = 5_000.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the figures; 2 when the file or an argument is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.routing", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.routing", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--trace", type=Path, default=DATA / "azure_conversations.csv", help="Azure format, may be .gz")
     parser.add_argument("--speedup", type=_positive, default=3.0, help="the trace's requests come so many times faster")
     parser.add_argument("--seed", type=int, default=1)

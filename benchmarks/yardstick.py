@@ -12,8 +12,6 @@ from fabric.placement.fleet import Assignment, Fleet, Gpu, GpuShare, Held, Node
 from fabric.placement.grammar import parse_gpu
 from fabric.placement.request import Request
 
-LARGE_FLEET_DECISIONS = 10_000
-
 _GPUS_PER_NODE = 8
 _OPERATORS = 50
 _CARDS = {
@@ -41,10 +39,10 @@ def large_fleet_packer(gpus: int, seed: int) -> FabricPacker:
     return packer
 
 
-def large_fleet_arrivals(seed: int) -> Iterator[Request]:
-    """Ten thousand requests, a third of them near to somewhere."""
+def large_fleet_arrivals(decisions: int, seed: int) -> Iterator[Request]:
+    """So many requests, a third of them near to somewhere."""
     draw = random.Random(seed)
-    for _ in range(LARGE_FLEET_DECISIONS):
+    for _ in range(decisions):
         near = {f"cluster-{index}": float(draw.randrange(5, 200)) for index in range(_OPERATORS)}
         local = draw.random() < 1 / 3
         yield Request(
