@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import httpx
 import pytest
 from nacl.signing import SigningKey
 from websockets.asyncio.client import ClientConnection, connect
@@ -225,6 +226,11 @@ class Operator:
     async def release(self, lease: str = "lease_1", reason: str = "done") -> None:
         await self.control.send(link.Release(lease=lease, generation=1, reason=reason, nonce=self.control.nonce()))
 
+    async def release_when_connected(self) -> None:
+        await self.control.wait(lambda: self.control.connections > 1)
+        await self.control.wait(lambda: self.control.receipts["lease_1", 1])
+        await self.release()
+
     def dial(self, lease: str = "lease_1", **token: Any) -> connect:
         headers = {"Authorization": f"Bearer {self.control.token(lease, **token)}"}
         return connect(self.gateway, additional_headers=headers, compression=None, max_size=None)
@@ -241,6 +247,50 @@ async def operator(site, tmp_path) -> AsyncIterator[Operator]:
     with suppress(Exception):
         await made.stop()
     await control.stop()
+
+
+class BlobStore:
+    """The control plane's blobs for agents, over HTTP."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, bytes] = {}
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        assert request.headers["Authorization"] == "Bearer blob"
+        digest = request.url.path.rpartition("/")[2]
+        if request.method == "PUT":
+            assert request.url.params["run"] == "run_1"
+            self.stored[digest] = request.content
+            return httpx.Response(201)
+        return httpx.Response(200, content=self.stored[digest]) if digest in self.stored else httpx.Response(404)
+
+    def keep(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        self.stored[digest] = data
+        return digest
+
+    def work(self, function, *args: Any) -> link.Work:
+        packed, body = cloudpickle.dumps(function), cloudpickle.dumps((args, {}))
+        digest = hashlib.sha256(packed).digest()
+        call = pack_bytes([channel.CALL, "run_1", digest, [[0, 1, [len(body)]]], 0], body)
+        return link.Work(
+            lease="lease_1",
+            generation=1,
+            run="run_1",
+            task=0,
+            attempt=1,
+            code=self.keep(packed),
+            args=self.keep(call),
+        )
+
+
+@pytest.fixture
+async def blobs(operator) -> AsyncIterator[BlobStore]:
+    store = BlobStore()
+    client = operator.agent._blobs
+    await client._http.aclose()
+    client._http = httpx.AsyncClient(base_url="http://blobs", transport=httpx.MockTransport(store.answer))
+    yield store
 
 
 async def read(socket: ClientConnection, *kinds: str) -> tuple[list[Any], memoryview]:
@@ -296,3 +346,242 @@ async def test_a_restarted_node_is_found_again_and_its_leases_are_closed_as_lost
         await read(socket, channel.READY)
         await send_call(socket, await send_function(socket, lambda: 1))
         await read(socket, channel.RESULT)
+
+
+async def test_receipts_that_were_not_acknowledged_are_sent_again_after_a_reconnect(operator):
+    control = operator.control
+    control.acknowledging = False
+    await operator.open()
+    await control.wait(lambda: len(control.of(link.Receipts)) >= 2)
+    assert control.receipts == {}
+    control.acknowledging = True
+    control.receipts["lease_1", 1] = []
+    await control.drop_agent()
+    await operator.release_when_connected()
+    await control.wait(lambda: control.closing("lease_1"))
+    kinds = [signed.receipt.kind for signed in control.receipts["lease_1", 1]]
+    assert kinds[0] == ReceiptKind.OPEN
+
+
+async def test_an_agent_that_was_killed_goes_on_where_its_receipts_end_and_bills_nothing_twice(operator):
+    control = operator.control
+    await operator.open()
+    async with operator.dial() as socket:
+        await read(socket, channel.READY)
+        function = await send_function(socket, lambda x: x)
+        for task in range(20):
+            await send_call(socket, function, task, task=task)
+        await read(socket, channel.RESULT)
+        await operator.die()
+    await operator.start()
+    async with operator.dial() as socket:
+        await read(socket, channel.READY)
+        owed = [[task, 1] for task in range(20)]
+        await socket.send(pack_bytes([channel.RESUME, "run_1", owed]))
+        seen = set()
+        while len(seen) < 20:
+            header, _ = await read(socket, channel.RESULT, channel.UNKNOWN)
+            assert header[0] == channel.RESULT
+            seen |= {entry[0] for entry in header[2]}
+    await operator.release()
+    await control.wait(lambda: control.of(link.Ended, lease="lease_1"))
+    assert sorted(control.tasks("lease_1")) == sorted(("run_1", task, 1, "done") for task in range(20))
+    last = control.closing("lease_1")[0].receipt
+    worked = sum(line.gpu_ms for signed in control.receipts["lease_1", 1] for line in signed.tasks)
+    idle = sum(run.idle_ms for run in last.runs)
+    assert worked + idle == sum(gpu.gpu_ms for gpu in last.gpus)
+
+
+async def test_a_lease_that_the_control_plane_no_longer_knows_is_ended(operator):
+    control = operator.control
+    control.acknowledging = False
+    await operator.open()
+    await control.drop_agent()
+    async with operator.dial() as socket:
+        header, _ = await read(socket, channel.CLOSED)
+    assert header[1] == Reason.OPERATOR_LOST
+    assert operator.agent._outbox.unacknowledged(("lease_1", 1)) == []
+
+
+async def test_a_rejected_receipt_ends_the_lease(operator):
+    await operator.open()
+    async with operator.dial() as socket:
+        await read(socket, channel.READY)
+        await operator.control.send(link.RejectReceipt(lease="lease_1", generation=1, seq=3, reason="no"))
+        await read(socket, channel.CLOSED)
+
+
+async def test_a_stopping_agent_closes_its_leases_and_keeps_the_receipts(operator):
+    control = operator.control
+    await operator.open()
+    await operator.stop()
+    assert control.closing("lease_1")[0].receipt.reason == Reason.OPERATOR_DRAIN
+    assert control.of(link.Ended, lease="lease_1")
+
+
+async def test_a_stopping_agent_without_a_control_plane_keeps_its_close_receipt_on_disk(operator):
+    control = operator.control
+    await operator.open()
+    await control.wait(lambda: control.receipts)
+    await control.stop()
+    await operator.stop()
+    outbox = Outbox(operator.state / "receipts.db")
+    kept = [SignedReceipt.from_bytes(data).receipt for _, data in outbox.unacknowledged(("lease_1", 1))]
+    outbox.close()
+    assert kept[-1].kind == ReceiptKind.CLOSE
+
+
+async def test_a_final_refusal_ends_the_agent_with_its_reason(operator):
+    operator.control.refusal = link.Refuse(reason="unknown session key", final=True)
+    await operator.control.drop_agent()
+    with pytest.raises(Refused, match="unknown session key"):
+        await operator.running
+
+
+async def test_a_refusal_for_now_is_tried_again(operator):
+    control = operator.control
+    control.refusal = link.Refuse(reason="busy", final=False)
+    await control.drop_agent()
+    before = control.connections
+    async with asyncio.timeout(10):
+        while control.connections < before + 2:
+            await asyncio.sleep(0.01)
+    beats = len(control.of(link.Heartbeat))
+    control.refusal = None
+    await control.wait(lambda: len(control.of(link.Heartbeat)) > beats)
+    await operator.open()
+
+
+async def test_a_grant_on_a_node_that_is_not_there_is_ended_at_once(operator):
+    await operator.grant(node="n9")
+    ended = await operator.control.wait(lambda: operator.control.of(link.Ended, lease="lease_1"))
+    assert ended[0].reason == Reason.OPERATOR_LOST
+
+
+async def test_a_lost_node_is_told_and_its_leases_are_billed_to_the_last_moment_known(operator):
+    control = operator.control
+    await operator.open()
+    await control.wait(lambda: control.receipts)
+    operator.cluster.alive = False
+    await control.wait(lambda: control.closing("lease_1"))
+    assert control.closing("lease_1")[0].receipt.reason == Reason.OPERATOR_LOST
+    await control.send(control.nonce())
+    await control.wait(lambda: control.of(link.Heartbeat, lost_nodes=["n1"]))
+    assert control.of(link.Inventory)[-1].nodes == []
+
+
+async def test_log_lines_go_to_the_control_plane_too(operator):
+    await operator.open()
+    async with operator.dial() as socket:
+        await read(socket, channel.READY)
+        await send_call(socket, await send_function(socket, lambda: print("said")))
+        await read(socket, channel.RESULT)
+    logs = await operator.control.wait(lambda: operator.control.of(link.Logs))
+    assert (logs[0].run, logs[0].lines[0].text) == ("run_1", "said")
+
+
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        ({"key": SigningKey.generate()}, "not signed"),
+        ({"audience": "op_2"}, "for operator op_2"),
+        ({"expires_ms": 1}, "expired"),
+        ({"generation": 0}, "older generation"),
+    ],
+)
+async def test_a_token_that_opens_nothing_is_refused_with_the_reason(operator, token, why):
+    await operator.open()
+    with pytest.raises(InvalidStatus) as refused:
+        async with operator.dial(**token):
+            pass
+    assert refused.value.response.status_code == 401
+    assert why in refused.value.response.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [("/v1/channel", {}, 401), ("/v1/channel", {"Authorization": "Bearer x"}, 401), ("/elsewhere", {}, 404)],
+)
+async def test_who_has_no_token_is_not_let_in(operator, path, headers, status):
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(operator.gateway.replace("/v1/channel", path), additional_headers=headers):
+            pass
+    assert refused.value.response.status_code == status
+
+
+async def test_a_customer_who_comes_before_the_lease_is_open_is_held_until_it_is(operator):
+    async with operator.dial() as socket:
+        await operator.open()
+        await read(socket, channel.READY)
+
+
+async def test_a_customer_of_a_lease_that_is_over_hears_why(operator):
+    await operator.open()
+    await operator.release(reason="preempted")
+    await operator.control.wait(lambda: operator.control.of(link.Ended, lease="lease_1"))
+    async with operator.dial() as socket:
+        header, _ = await read(socket, channel.CLOSED)
+    assert header[1] == "preempted"
+
+
+async def test_a_large_frame_comes_in_fragments_and_leaves_in_fragments(operator):
+    await operator.open()
+    async with operator.dial() as socket:
+        await read(socket, channel.READY)
+        digest = await send_function(socket, lambda data: data)
+        body = cloudpickle.dumps(((bytes(3 << 20),), {}))
+        frame = pack_bytes([channel.CALL, "run_1", digest, [[0, 1, [len(body)]]], 0], body)
+        await socket.send(frame[at : at + 100_000] for at in range(0, len(frame), 100_000))
+        header, result = await read(socket, channel.RESULT)
+        fragments = 0
+        await socket.send(pack_bytes([channel.RESUME, "run_1", [[0, 1]]]))
+        async for _ in socket.recv_streaming():
+            fragments += 1
+    sizes = header[2][0][6]
+    assert codec.decode(result[: sizes[0]], [result[sizes[0] :]], types=codec.NoTypes()) == bytes(3 << 20)
+    assert fragments > 10
+
+
+@pytest.mark.parametrize("message", [b"\xff" * 40, pack_bytes([channel.CLOSED, "done", ""])])
+async def test_what_is_no_frame_of_a_customer_ends_the_connection_and_not_the_lease(operator, message):
+    await operator.open()
+    async with operator.dial() as socket:
+        await read(socket, channel.READY)
+        await socket.send(message)
+        with pytest.raises(ConnectionClosed):
+            await read(socket, channel.PONG)
+    async with operator.dial() as socket:
+        await read(socket, channel.READY)
+
+
+async def test_a_detached_task_runs_and_its_result_is_stored(operator, blobs):
+    work = blobs.work(lambda x: x + 1, 41)
+    await operator.open()
+    await operator.control.send(work)
+    await operator.control.send(work)
+    done = await operator.control.wait(lambda: operator.control.of(link.WorkDone))
+    assert (len(done), done[0].reason) == (1, "done")
+    header, body = unpack(blobs.stored[done[0].result])
+    assert header[:2] == [channel.RESULT, "run_1"]
+    assert codec.decode(body, [], types=codec.NoTypes()) == 42
+
+
+async def test_a_detached_task_whose_blob_is_gone_fails_with_the_reason(operator, blobs):
+    work = blobs.work(lambda: 1)
+    blobs.stored.clear()
+    await operator.open()
+    await operator.control.send(work)
+    done = await operator.control.wait(lambda: operator.control.of(link.WorkDone))
+    assert done[0].reason == Reason.INTERNAL_ERROR
+    assert "404" in done[0].message
+
+
+async def test_a_released_detached_task_ends_with_the_leases_reason(operator, blobs):
+    await operator.open()
+    await operator.control.send(blobs.work(time.sleep, 60))
+    async with asyncio.timeout(10):
+        while not operator.agent._works._tasks:
+            await asyncio.sleep(0.01)
+    await operator.release(reason="cancelled_by_user")
+    done = await operator.control.wait(lambda: operator.control.of(link.WorkDone))
+    assert done[0].reason == "cancelled_by_user"
