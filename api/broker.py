@@ -93,8 +93,8 @@ class Broker:
     def told_over(self, customer: str, told: ToldRun, lines: Mapping[str, RunLine]) -> LeaseRunRow:
         """A new run that was over before it was told of: written as it ended, no step of it noted, nobody waits.
 
-        The caller flushes, then adds the row that is returned, its part of the lease. It has checked that no run of this
-        id exists and that the session is the customer's.
+        The caller flushes, then adds the row that is returned, its part of the lease. It has checked that no run of
+        this id exists and that the session is the customer's.
 
         Args:
             customer: whose.

@@ -33,7 +33,7 @@ def own_modules(names: Iterable[str]) -> dict[str, Source]:
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name in found or name == "__main__":
+        if name in found or name == "__main__" or name.partition(".")[0] in sys.stdlib_module_names:
             continue
         source = _own_source(name)
         if source is not None:

@@ -25,6 +25,7 @@ MAX_CODE_BYTES = 64 << 20
 MAX_ARGUMENT_BYTES = 2 << 30
 """One task's packed arguments; a frame of the data channel holds at most twice as much."""
 
+_OF_EVERY_FUNCTION = frozenset({"cloudpickle", "cloudpickle.cloudpickle"})
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 Piece = bytes | memoryview
@@ -52,7 +53,7 @@ def pack_function(function: Callable[..., Any]) -> Packed:
         )
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     body, _, needed = _dump(function, {name: function}, buffers=False)
-    modules = own_modules(needed)
+    modules = own_modules(needed - _OF_EVERY_FUNCTION)
     code = pickle.dumps(_Arrival(modules, body), protocol=5) if modules else body
     if len(code) > MAX_CODE_BYTES:
         raise InvalidRequest(
