@@ -258,11 +258,13 @@ _FINAL_NUMBER = "(SELECT coalesce(max(final_number), -1) FROM chain_cursor)"
 _FINAL = "blocks up to the cursor are final; their rows stay"
 _BACK = "what is final stays final, and a database follows one deployment"
 
+_REFUSE = "BEGIN RAISE EXCEPTION '%', TG_ARGV[0]; END"
+_KEEP_FINAL = (
+    f"BEGIN IF OLD.block_number <= {_FINAL_NUMBER} THEN RAISE EXCEPTION '%', TG_ARGV[0]; END IF; RETURN OLD; END"
+)
 _POSTGRES_FUNCTIONS = [
-    "CREATE OR REPLACE FUNCTION chain_refuse() RETURNS trigger LANGUAGE plpgsql AS "
-    "$$ BEGIN RAISE EXCEPTION '%', TG_ARGV[0]; END $$",
-    "CREATE OR REPLACE FUNCTION chain_keep_final() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-    "IF OLD.block_number <= " + _FINAL_NUMBER + " THEN RAISE EXCEPTION '%', TG_ARGV[0]; END IF; RETURN OLD; END $$",
+    f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"
+    for name, body in (("chain_refuse", _REFUSE), ("chain_keep_final", _KEEP_FINAL))
 ]
 
 
