@@ -5,7 +5,7 @@ A large body is received straight into its own buffer; lengths are checked befor
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from fabric.wire.frames import PREFIX, Buffer, FrameError, pack, pack_head, unpack_header, unpack_lengths
 
@@ -81,11 +81,11 @@ class FrameStream(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=4 << 20)
+        duplex = cast("asyncio.Transport", transport)  # what uvloop makes is one without being of that class
+        self._transport = duplex
+        duplex.set_write_buffer_limits(high=4 << 20)
         if self._holds:
-            transport.pause_reading()
+            duplex.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._writable.set()
