@@ -149,12 +149,11 @@ class Channel:
             self._ready.set_exception(problem)
 
     def _on_closed(self, reason: Reason, message: str) -> None:
-        waiting = self._ready is not None and not self._ready.done()
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(_Closed(reason, message))  # who connects, or connects again, hears it there
+            return
         self.close()
-        if waiting and self._ready is not None:
-            self._ready.set_exception(_Closed(reason, message))
-        else:
-            self.listener.on_gone(self, reason, message)
+        self.listener.on_gone(self, reason, message)
 
     def _on_lost(self) -> None:
         if self._over or self._ready is None:
