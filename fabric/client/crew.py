@@ -166,17 +166,20 @@ class Crew:
             if self._over:
                 await self._report(RunState.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
                 return
-            await self._open_routes()
+            await self._open_routes({lease["id"]: lease for lease in answer["leases"]})
         except Error as error:
             self._break(error)
 
-    async def _open_routes(self) -> None:
-        """Wait for routes that are not open yet and open them; returns when there was one, or the run is over."""
-        facts: dict[str, dict[str, Any]] = {}
+    async def _open_routes(self, facts: dict[str, dict[str, Any]]) -> None:
+        """Wait for routes that are not open yet and open them; returns when there was one, or the run is over.
+
+        Args:
+            facts: leases as last described; asked for again when a route is of another one.
+        """
         while not self._over:
             answer = await self._office.plane.route(self.run, wait_s=0 if self._leases else ROUTE_WAIT_S)
             new = [route_of(route) for route in answer["routes"] if route["lease"] not in self._seen]
-            if new:
+            if any(route.lease not in facts for route in new):
                 run = await self._office.plane.run(self.run)
                 facts = {lease["id"]: lease for lease in run["leases"]}
             for route in new:
@@ -258,11 +261,11 @@ class Crew:
             durations.append(end_ms - start_ms)
             if self._settle(channel.lease, index, attempt, status):
                 results.append((index, status, parts))
+        if results:
+            self.events.put(Results(results))
         channel.acknowledge(self.run, [entry[0] for entry in entries])
         held.pace.measured(durations)
         self._set_room()
-        if results:
-            self.events.put(Results(results))
         if self._first_failure is not None and self._fail_fast:
             self._fail(self._first_failure)
             return
@@ -373,7 +376,7 @@ class Crew:
             answer = await self._office.plane.route(self.run)
             if all(route["lease"] in self._seen for route in answer["routes"]):
                 await self._office.plane.more_leases(self.run, count, self._lost_nodes)
-            await self._open_routes()
+            await self._open_routes({})
         except (NoCapacity, ServiceError) as error:
             if isinstance(error, ServiceError) and not error.retryable:
                 self._break(error)
