@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from fabric.wire.merkle import root
 from ledger.emission import paid_wei, value_wei_down
-from ledger.leaves import payout_leaf_batch, usage_leaf_batch
+from ledger.leaves import address_bytes, exit_leaf, payout_leaf_batch, usage_leaf_batch
 from ledger.money import BPS, mul_div_down, split_by_weight
 from ledger.split import POOL_OF_ONE, AvailableLine, Payee, PoolTerms, UsageLine, split_pool
 
@@ -50,6 +50,13 @@ class Payout(NamedTuple):
     cumulative_wei: int
 
 
+class Exit(NamedTuple):
+    """An exit leaf: the DC that an account was ever given back, and may claim on chain; 0x-address in lower case."""
+
+    account: str
+    cumulative_dc: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochInput:
     """All that an epoch's allocation depends on.
@@ -66,6 +73,7 @@ class EpochInput:
         price_source: where it comes from; ``test`` when it is a setting.
         emission_wei, remintable_wei: what may be minted.
         stake_bps: of what is paid, to stakers.
+        exits: cumulative DC of every account that ever left with some.
     """
 
     epoch: int
@@ -81,6 +89,7 @@ class EpochInput:
     emission_wei: int
     remintable_wei: int
     stake_bps: int
+    exits: Sequence[Exit] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +117,15 @@ class EpochAllocation:
     payouts: tuple[Payout, ...]
     usages: tuple[GpuUsage, ...]
     totals: Totals
+    exits: tuple[Exit, ...]
     payout_root: bytes
     usage_root: bytes
+    exit_root: bytes
+
+    @property
+    def exited_total_dc(self) -> int:
+        """All that anybody was ever given back."""
+        return sum(given_back.cumulative_dc for given_back in self.exits)
 
 
 def allocate(given: EpochInput) -> EpochAllocation:
@@ -123,8 +139,17 @@ def allocate(given: EpochInput) -> EpochAllocation:
     totals = _totals(given)
     rewards = _rewards(given, totals.paid_wei - totals.staking_wei)
     payouts = _payouts(given.previous, rewards)
+    exits = tuple(sorted(given.exits))
     return EpochAllocation(
-        given.epoch, rewards, payouts, usages, totals, payout_root(payouts), usage_root(given.epoch, usages)
+        epoch=given.epoch,
+        rewards=rewards,
+        payouts=payouts,
+        usages=usages,
+        totals=totals,
+        exits=exits,
+        payout_root=payout_root(payouts),
+        usage_root=usage_root(given.epoch, usages),
+        exit_root=root(exit_leaves(exits)),
     )
 
 
@@ -146,6 +171,11 @@ def usage_root(epoch: int, usages: Sequence[GpuUsage]) -> bytes:
 def usage_leaves(epoch: int, usages: Sequence[GpuUsage]) -> list[bytes]:
     """Leaves in the order given."""
     return usage_leaf_batch(epoch, (usage[:4] for usage in usages))
+
+
+def exit_leaves(exits: Sequence[Exit]) -> list[bytes]:
+    """Leaves in the order given."""
+    return [exit_leaf(address_bytes(account), cumulative_dc) for account, cumulative_dc in exits]
 
 
 def _totals(given: EpochInput) -> Totals:
@@ -214,6 +244,8 @@ def _expect_agreement(given: EpochInput, usages: Sequence[GpuUsage]) -> None:
     for line in given.lines:
         gpu_ms, dc = from_lines.get(line.gpu_id, (0, 0))
         from_lines[line.gpu_id] = (gpu_ms + line.gpu_ms, dc + line.dc)
+    if len({given_back.account for given_back in given.exits}) != len(given.exits):
+        raise ValueError(f"epoch {given.epoch}: an account stands twice among the exits")
     if len({usage.gpu_id for usage in usages}) != len(usages):
         raise ValueError(f"epoch {given.epoch}: a GPU stands twice")
     if from_lines != {usage.gpu_id: (usage.gpu_ms, usage.dc) for usage in usages}:

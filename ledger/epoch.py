@@ -11,10 +11,10 @@ from enum import StrEnum
 from typing import Any
 
 from fabric.wire.hashing import keccak256
-from ledger.allocate import EpochAllocation, EpochInput, GpuUsage, Payout, Reward, allocate
+from ledger.allocate import EpochAllocation, EpochInput, Exit, GpuUsage, Payout, Reward, allocate
 from ledger.split import AvailableLine, PoolTerms, UsageLine
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ class Verdict:
     epoch: int
     payout_root: bytes
     usage_root: bytes
+    exit_root: bytes
     file_hash: bytes
     faults: tuple[str, ...]
 
@@ -109,6 +110,8 @@ def epoch_file(given: EpochInput, result: EpochAllocation, facts: CloseFacts) ->
         "closed_ms": facts.closed_ms,
         "end_ms": given.end_ms,
         "epoch": given.epoch,
+        "exit_root": _hex(result.exit_root),
+        "exits": [[account, str(dc)] for account, dc in result.exits],
         "head": _hex(facts.head),
         "payers": [[payer, str(dc)] for payer, dc in sorted(facts.payers.items())],
         "payout_root": _hex(result.payout_root),
@@ -162,6 +165,7 @@ def read_file(body: bytes) -> tuple[EpochInput, dict[str, Any]]:
         emission_wei=int(content["totals"]["emission_wei"]),
         remintable_wei=int(content["totals"]["remintable_wei"]),
         stake_bps=content["stake_bps"],
+        exits=[Exit(account, int(dc)) for account, dc in content["exits"]],
     )
     return given, content
 
@@ -186,7 +190,7 @@ def verify_file(body: bytes) -> Verdict:
     try:
         result = allocate(given)
     except ValueError as error:
-        return Verdict(given.epoch, b"", b"", file_hash(body), (str(error),))
+        return Verdict(given.epoch, b"", b"", b"", file_hash(body), (str(error),))
     facts = facts_of(content)
     again = epoch_file(given, result, facts)
     faults = tuple(_faults(content, json.loads(again)))
@@ -194,7 +198,7 @@ def verify_file(body: bytes) -> Verdict:
         faults = ("the file is not in canonical form",)
     if sum(facts.payers.values()) != result.totals.burned_dc:
         faults = (*faults, "the payers' DC do not sum to the DC burned")
-    return Verdict(given.epoch, result.payout_root, result.usage_root, file_hash(body), faults)
+    return Verdict(given.epoch, result.payout_root, result.usage_root, result.exit_root, file_hash(body), faults)
 
 
 def _faults(stated: Mapping[str, Any], again: Mapping[str, Any]) -> Iterable[str]:

@@ -1,7 +1,8 @@
-"""The leaves of an epoch's two trees, and the ids in them: the one place that fixes their bytes.
+"""The leaves of an epoch's three trees, and the ids in them: the one place that fixes their bytes.
 
-A payout leaf says what a (GPU, holder) has earned since the beginning; a usage leaf says what a GPU did in one epoch
-and leads, by the root of its leases, to each lease's last receipt and from there to every task.
+A payout leaf says what a (GPU, holder) has earned since the beginning; an exit leaf what an account may have taken out
+of its deposits since the beginning; a usage leaf says what a GPU did in one epoch and leads, by the root of its leases,
+to each lease's last receipt and from there to every task.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from fabric.wire.merkle import leaf, tag
 PAYOUT_TAG = tag("fabric.payout.v1")
 USAGE_TAG = tag("fabric.usage.v1")
 LEASE_TAG = tag("fabric.lease.v1")
+EXIT_TAG = tag("fabric.exit.v1")
 
 _PADDING = bytes(12)
 _unhex = bytes.fromhex
@@ -65,6 +67,11 @@ def usage_leaf_batch(epoch: int, usages: Iterable[tuple[str, int, int, bytes]]) 
 def lease_leaf(lease_id: str, gpu_ms: int, dc: int, receipt_hash: bytes) -> bytes:
     """``receipt_hash`` is that of the lease's last receipt counted in the epoch."""
     return leaf(LEASE_TAG, keccak256(lease_id.encode()), gpu_ms, dc, receipt_hash)
+
+
+def exit_leaf(account: bytes, cumulative_dc: int) -> bytes:
+    """``account`` is the wallet that may claim, 20 bytes."""
+    return leaf(EXIT_TAG, account, cumulative_dc)
 
 
 def address_bytes(address: str) -> bytes:

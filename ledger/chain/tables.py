@@ -92,7 +92,7 @@ class WalletRow(SQLModel, table=True):
     linked_ms: int = _big()
 
 
-class _EventRow(SQLModel):
+class EventRow(SQLModel):
     """Where an event lies. Addresses are 0x-text in lower case, ids of GPUs 0x-hex, roots and hashes bytes."""
 
     block_number: int = _big(primary_key=True, sa_column_kwargs={"autoincrement": False})
@@ -100,7 +100,7 @@ class _EventRow(SQLModel):
     tx_hash: bytes
 
 
-class MintRow(_EventRow, table=True):
+class MintRow(EventRow, table=True):
     """BCT burned for DC, which are then in the account's own hand. ``price_usd_e18`` is USD × 10^-18 per BCT."""
 
     __tablename__ = _named("chain_mint")
@@ -112,7 +112,7 @@ class MintRow(_EventRow, table=True):
     price_usd_e18: int = _word()
 
 
-class DepositRow(_EventRow, table=True):
+class DepositRow(EventRow, table=True):
     """DC moved into the deposits; ``total_dc`` is all that anybody ever deposited."""
 
     __tablename__ = _named("chain_deposit")
@@ -123,7 +123,7 @@ class DepositRow(_EventRow, table=True):
     total_dc: int = _word()
 
 
-class ExitRequestRow(_EventRow, table=True):
+class ExitRequestRow(EventRow, table=True):
     """DC asked back; ``requested_dc`` is all that the account ever asked for."""
 
     __tablename__ = _named("chain_exit_request")
@@ -134,7 +134,7 @@ class ExitRequestRow(_EventRow, table=True):
     requested_dc: int = _word()
 
 
-class ExitPaymentRow(_EventRow, table=True):
+class ExitPaymentRow(EventRow, table=True):
     """DC given back; ``paid_dc`` is all that the account ever got back."""
 
     __tablename__ = _named("chain_exit_payment")
@@ -145,7 +145,7 @@ class ExitPaymentRow(_EventRow, table=True):
     paid_dc: int = _word()
 
 
-class OwnerRow(_EventRow, table=True):
+class OwnerRow(EventRow, table=True):
     """From ``from_ms`` on, the block's time, ``holder`` has the GPU's NFT, until the GPU's next row begins."""
 
     __tablename__ = _named("chain_owner")
@@ -159,7 +159,7 @@ class OwnerRow(_EventRow, table=True):
     from_ms: int = _big()
 
 
-class PostRow(_EventRow, table=True):
+class PostRow(EventRow, table=True):
     """A closing that was queued; the members of the contract's ``Closing``, its value and the end of its window."""
 
     __tablename__ = _named("chain_post")
@@ -179,7 +179,7 @@ class PostRow(_EventRow, table=True):
     file: bytes
 
 
-class RewindRow(_EventRow, table=True):
+class RewindRow(EventRow, table=True):
     """The queue went back to ``to_epoch``: upheld dispute (``refusal`` 0), or a refusal of `finalise`."""
 
     __tablename__ = _named("chain_rewind")
@@ -188,7 +188,7 @@ class RewindRow(_EventRow, table=True):
     refusal: int
 
 
-class FinalisationRow(_EventRow, table=True):
+class FinalisationRow(EventRow, table=True):
     """An epoch that the contract finalised; ``paid_wei`` includes the stakers' share."""
 
     __tablename__ = _named("chain_finalisation")
@@ -200,7 +200,7 @@ class FinalisationRow(_EventRow, table=True):
     payout_root: bytes
 
 
-class ClaimRow(_EventRow, table=True):
+class ClaimRow(EventRow, table=True):
     """BCT that a holder got for a GPU; ``cumulative_wei`` is all it ever got for it."""
 
     __tablename__ = _named("chain_claim")
@@ -215,7 +215,8 @@ class ClaimRow(_EventRow, table=True):
 class OutboxRow(SQLModel, table=True):
     """A transaction of ours: signed and stored before it leaves. ``purpose`` says what for, once (``post/3/1``).
 
-    ``raw`` and ``hash`` are null while only the nonce is taken. Two transactions of one sender never share a nonce.
+    ``raw`` and ``hash`` are of the newest version; ``replaced`` has the hashes of those with a lower fee, any of which
+    may be the one that is mined. Two purposes of one sender never share a nonce.
     """
 
     __tablename__ = _named("chain_outbox")
@@ -228,9 +229,9 @@ class OutboxRow(SQLModel, table=True):
     nonce: int = _big()
     contract: str
     function: str
-    arguments: list[Any] = Field(sa_type=JSON, default_factory=list)
-    hash: bytes | None = Field(default=None, nullable=True, index=True)
-    raw: bytes | None = Field(default=None, nullable=True)
+    hash: bytes = Field(index=True)
+    raw: bytes
+    replaced: list[str] = Field(sa_type=JSON, default_factory=list)
     state: str
     note: str = ""
     block_number: int | None = _big(default=None, nullable=True)
@@ -239,7 +240,7 @@ class OutboxRow(SQLModel, table=True):
     changed_ms: int = _big()
 
 
-EVENT_ROWS: tuple[type[_EventRow], ...] = (
+EVENT_ROWS: tuple[type[EventRow], ...] = (
     MintRow,
     DepositRow,
     ExitRequestRow,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.wire.merkle import proof, verify
-from ledger.allocate import EpochInput, GpuUsage, allocate, payout_leaves, usage_leaves
+from ledger.allocate import EpochInput, Exit, GpuUsage, allocate, exit_leaves, payout_leaves, usage_leaves
 from ledger.emission import WEI_PER_BCT
 from ledger.leaves import gpu_id_hex
 from ledger.split import AvailableLine, PoolTerms, UsageLine
@@ -155,3 +155,19 @@ def test_the_roots_of_a_fixed_input_never_change():
     result = allocate(epoch_input(lines, [AvailableLine(GPUS[2], HOLDERS[2], "p", "op", "A", 1000)]))
     assert result.payout_root.hex() == "694f5d32bc22a6f0f1d0c55fae08ab42f75fdbce1aa9491a05b858976afd00e4"
     assert result.usage_root.hex() == "66649f06e7ce254a28ac243b59e7f02f4db8f150e9ec999b618b38b00c7c04e1"
+
+
+@given(st.dictionaries(st.sampled_from(HOLDERS), st.integers(1, 10**12), min_size=1), st.randoms())
+def test_every_exit_is_a_leaf_of_the_exit_root_in_any_order(exits, random):
+    listed = [Exit(*pair) for pair in exits.items()]
+    result = allocate(epoch_input([], exits=listed))
+    random.shuffle(listed)
+    assert allocate(epoch_input([], exits=listed)) == result
+    assert result.exited_total_dc == sum(exits.values())
+    leaves = exit_leaves(result.exits)
+    assert all(verify(result.exit_root, leaf, proof(leaves, at)) for at, leaf in enumerate(leaves))
+
+
+def test_an_account_that_stands_twice_among_the_exits_is_refused():
+    with pytest.raises(ValueError, match="twice among the exits"):
+        allocate(epoch_input([], exits=[Exit(HOLDERS[0], 1), Exit(HOLDERS[0], 2)]))

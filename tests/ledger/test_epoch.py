@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.wire.hashing import keccak256
-from ledger.allocate import EpochInput, GpuUsage, allocate
+from ledger.allocate import EpochInput, Exit, GpuUsage, allocate
 from ledger.epoch import (
     TRANSITIONS,
     CloseFacts,
@@ -41,6 +41,7 @@ def file() -> tuple[EpochInput, bytes]:
         emission_wei=10**24,
         remintable_wei=5,
         stake_bps=300,
+        exits=[Exit(OPERATOR, 7), Exit(HOLDER, 5)],
     )
     return given_input, epoch_file(given_input, allocate(given_input), FACTS)
 
@@ -125,4 +126,4 @@ def test_a_file_that_is_not_canonical_is_found():
 def test_a_file_of_another_version_is_refused():
     _, body = file()
     with pytest.raises(ValueError, match="version"):
-        read_file(body.replace(b'"version":1', b'"version":2'))
+        read_file(body.replace(b'"version":2', b'"version":1'))

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from fabric.wire.hashing import keccak256
 from ledger.leaves import (
     address_bytes,
+    exit_leaf,
     gpu_id_hex,
     gpu_public_id,
     id_bytes,
@@ -27,6 +28,11 @@ def test_a_payout_leaf_is_the_double_hash_of_four_words():
     gpu = gpu_public_id("GPU-1")
     encoded = keccak256(b"fabric.payout.v1") + gpu + bytes(12) + HOLDER + (5).to_bytes(32, "big")
     assert payout_leaf(gpu, HOLDER, 5) == keccak256(keccak256(encoded))
+
+
+def test_an_exit_leaf_is_the_double_hash_of_three_words():
+    encoded = keccak256(b"fabric.exit.v1") + bytes(12) + HOLDER + (5).to_bytes(32, "big")
+    assert exit_leaf(HOLDER, 5) == keccak256(keccak256(encoded))
 
 
 def test_leaves_of_different_kinds_or_values_differ():
