@@ -68,7 +68,7 @@ class Display:
     def _note(self, event: Event) -> None:
         if isinstance(event, Lines):
             for stream, _, text in event.lines:
-                self._print(stream, text)
+                print_line(stream, text)
         elif isinstance(event, Placed):
             self._leases.append(event.facts)
         elif isinstance(event, Progress):
@@ -77,13 +77,7 @@ class Display:
             words = EXPLANATIONS[event.ended.reason]
             say(f"fabric: {self._name} attempt {event.ended.attempt} ended: {words}; trying again")
         if self._live is not None:
-            self._live.update(self._block())
-
-    def _print(self, stream: int, text: str) -> None:
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
-        else:
-            print_line(stream, text)
+            self._live.update(_text(self._block()))
 
     def _show(self) -> None:
         if self._elapsed() < CALM_S:
@@ -95,7 +89,7 @@ class Display:
             if self._live is None:
                 say(f"fabric: {self._name} ({self._run}) {self._where()}")
         if self._live is not None:
-            self._live.update(self._block())
+            self._live.update(_text(self._block()))
 
     def _block(self) -> str:
         parts = [f"{self._name}  {self._where()}", f"{self._elapsed():.0f} s", format_dc(self._cost_dc())]
@@ -134,10 +128,17 @@ def where(lease: dict[str, Any]) -> str:
     return f"{count}{gpus[0]['model'] if gpus else 'no GPU'}{simulated} at {lease['operator_name']}"
 
 
+def _text(block: str) -> Any:
+    from rich.text import Text
+
+    return Text(block, overflow="ellipsis", no_wrap=True)
+
+
 def _live_block() -> Any:
     from rich.console import Console
     from rich.live import Live
 
-    live = Live("", console=Console(stderr=True), refresh_per_second=4, transient=True)
+    console = Console(stderr=True, highlight=False)
+    live = Live("", console=console, refresh_per_second=4, transient=True, redirect_stdout=sys.stdout.isatty())
     live.start()
     return live
