@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from sqlalchemy import select
@@ -65,6 +65,7 @@ class Agents:
         except (WebSocketDisconnect, TimeoutError, KeyError):
             return
         await self._run(connection)
+        await _close(websocket)
 
     async def beat(self) -> None:
         """A nonce to every connected agent, and what was heard since the last beat to the rows; once a second."""
@@ -88,7 +89,8 @@ class Agents:
         first = link.Challenge(protocol=link.PROTOCOL, fabric_id=self._plane.fabric_id, value=challenge)
         await websocket.send_bytes(link.encode(first))
         try:
-            hello = link.decode(await asyncio.wait_for(websocket.receive_bytes(), _HELLO_S))
+            async with asyncio.timeout(_HELLO_S):
+                hello = link.decode(await websocket.receive_bytes())
         except link.LinkError as error:
             raise _Refused(f"{error}; this control plane speaks protocol {link.PROTOCOL}") from None
         if not isinstance(hello, link.Hello):
@@ -123,8 +125,8 @@ class Agents:
             if self._connected.get(cluster) is connection:
                 del self._connected[cluster]
                 self._plane.metrics.agents.set(len(self._connected))
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.shield(to_thread.run_sync(self._write_gone, connection.admitted))
+                with CancelScope(shield=True):
+                    await to_thread.run_sync(self._write_gone, connection.admitted)
             _log.info("agent disconnected", cluster=cluster)
 
     def _write_hello(self, hello: link.Hello, name: str) -> "_Admitted":
@@ -254,7 +256,6 @@ class _Connection:
             for error in done:
                 if isinstance(error, Exception) and not isinstance(error, (WebSocketDisconnect, RuntimeError)):
                     _log.error("agent connection failed", cluster=self.admitted.cluster, error=repr(error))
-            await _close(self._websocket)
 
     async def close(self) -> None:
         """End it, and wait until its tasks are over."""

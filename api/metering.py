@@ -180,6 +180,7 @@ class _Batch:
         self._windows: dict[tuple[str, int], tuple[int | None, int | None]] = {}
         self._receipts: list[dict[str, Any]] = []
         self._tasks: list[dict[str, Any]] = []
+        self._heard: set[str] = set()
         self.counts: defaultdict[str, int] = defaultdict(int)
 
     def take(self, one: _Verified) -> RejectReceipt | None:
@@ -196,8 +197,8 @@ class _Batch:
         self.counts[judged.verdict] += 1
         if judged.verdict is Verdict.ACCEPT:
             self._accept(lease, one)
-            return None
         if judged.verdict not in (Verdict.REJECT, Verdict.EQUIVOCATION):
+            self._heard.add(receipt.lease)
             return None
         if judged.verdict is Verdict.EQUIVOCATION:
             self._keep_proof(one)
@@ -219,9 +220,9 @@ class _Batch:
             self._apply(lease)
 
     def acks(self) -> Iterator[tuple[str, Ack]]:
-        """How far each lease of this batch is durable."""
+        """How far each lease is durable of which this batch brought something new, known or early."""
         for name, lease in self._leases.items():
-            if LeaseState(lease.row.state) is not LeaseState.LOST:
+            if name in self._heard:
                 yield name, Ack(lease=name, generation=lease.row.generation, seq=lease.row.last_seq)
 
     def _judge(self, lease: _Open, receipt: Receipt) -> Judgement:

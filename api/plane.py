@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 from nacl.signing import SigningKey
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlmodel import Session
 
 from api import keys
@@ -17,7 +17,7 @@ from api.schema import migrate
 from api.settings import Settings
 from api.signals import Signals
 from api.steady import SteadyClock
-from api.tables import FactRow, UptimeRow
+from api.tables import ClusterRow, FactRow, UptimeRow
 from fabric.wire.clock import Clock
 from fabric.wire.ids import new_id
 from ledger.settings import LedgerSettings
@@ -99,6 +99,8 @@ def _begin(database: Database, clock: Clock, life: str, settings: Settings) -> t
         steady = SteadyClock(clock, not_before_ms=last or 0)
         now = steady.now_ms()
         session.add(UptimeRow(id=life, started_ms=now, last_seen_ms=now))
+        if database.is_sqlite:  # one process: whoever was connected to the one before is not
+            session.execute(update(ClusterRow).values(connected=False))
         epoch_ms = settings.ledger.epoch_ms
         facts = {
             _FABRIC_ID: secrets.token_hex(16),

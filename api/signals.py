@@ -38,7 +38,8 @@ class Signals:
         self._waiting[topic].add(event)
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await event.wait()
             return event.is_set()
         finally:
             self._waiting[topic].discard(event)

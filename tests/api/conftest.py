@@ -25,19 +25,21 @@ def clock() -> ManualClock:
 @pytest.fixture
 def start(tmp_path: Path, clock: ManualClock) -> Iterator[Callable[..., Fabric]]:
     """Start a control plane on this test's state directory; called again, the one before is stopped."""
-    running: list[TestClient] = []
+    running: list[Fabric] = []
 
     def stop() -> None:
         while running:
-            running.pop().__exit__(None, None, None)
+            fabric = running.pop()
+            fabric.hang_up()
+            fabric.client.__exit__(None, None, None)
 
     def begin(**settings: Any) -> Fabric:
         stop()
         options = {"state_dir": tmp_path, "bootstrap": bootstrap_file(tmp_path), "allow_simulated": True} | settings
         app = create_app(Settings(**options), clock, tick_s=None)
         client = TestClient(app)
-        running.append(client.__enter__())
-        return Fabric(app, client, clock)
+        running.append(Fabric(app, client.__enter__(), clock))
+        return running[-1]
 
     yield begin
     stop()
@@ -49,9 +51,8 @@ def fabric(start: Callable[..., Fabric]) -> Fabric:
 
 
 @pytest.fixture
-def agent(fabric: Fabric) -> Iterator[Agent]:
+def agent(fabric: Fabric) -> Agent:
     """An agent of op-1 with two H100 and an L4 on one node."""
     agent = Agent(fabric)
     assert isinstance(agent.connect(), link.Welcome)
-    yield agent
-    agent.close()
+    return agent

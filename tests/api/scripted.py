@@ -1,5 +1,6 @@
 """One control plane on a temporary SQLite file, a clock that tests move, and an agent that speaks the real link."""
 
+import contextlib
 import hashlib
 import json
 import warnings
@@ -17,7 +18,7 @@ from fabric.wire.ids import new_id
 
 with warnings.catch_warnings():  # it asks for a successor of httpx that is not out under that name
     warnings.simplefilter("ignore")
-    from starlette.testclient import TestClient
+    from starlette.testclient import TestClient, WebSocketDisconnect
 
 GIB = 1 << 30
 PAYOUT = "0x" + "ab" * 20
@@ -32,10 +33,16 @@ class Fabric:
 
     def __init__(self, app: FastAPI, client: TestClient, clock: ManualClock) -> None:
         self.app, self.client, self.clock = app, client, clock
+        self.sockets: list[Any] = []
 
     @property
     def plane(self) -> Plane:
         return self.app.state.plane
+
+    def hang_up(self) -> None:
+        """End every agent's connection, so that a test that failed leaves none."""
+        while self.sockets:
+            hang_up(self.sockets.pop())
 
     def tick(self, ms: int = 0) -> None:
         """Move the clock and let time do its work."""
@@ -75,12 +82,13 @@ class Agent:
         self.options = options
         self.nonce: link.Nonce | None = None
         self.chains: dict[str, tuple[int, bytes]] = {}
-        self.received: list[Any] = []
+        self.unread: list[Any] = []
 
     def connect(self, *, held: list[link.LeaseRef] | None = None) -> Any:
         """Until welcome or refusal; returns that message."""
         self._context = self.fabric.client.websocket_connect("/v1/agent")
         self.socket = self._context.__enter__()
+        self.fabric.sockets.append(self._context)
         challenge = link.decode(self.socket.receive_bytes())
         self.fabric_id = challenge.fabric_id
         self.socket.send_bytes(link.encode(self.hello(challenge.value, held or [])))
@@ -88,7 +96,7 @@ class Agent:
         if isinstance(answer, link.Welcome):
             self.nonce = answer.nonce
         else:
-            self._context.__exit__(None, None, None)
+            self.close()
         return answer
 
     def hello(self, challenge: bytes, held: list[link.LeaseRef]) -> link.Hello:
@@ -108,22 +116,28 @@ class Agent:
         return link.Hello(**values | self.options)
 
     def close(self) -> None:
-        self._context.__exit__(None, None, None)
+        """Hang up, and wait until the control plane has noted it."""
+        self.fabric.sockets.remove(self._context)
+        hang_up(self._context)
 
     def send(self, message: Any) -> None:
         self.socket.send_bytes(link.encode(message))
 
-    def expect(self, kind: type) -> Any:
-        """The next message of a kind; others are kept in `received`."""
-        while True:
-            message = link.decode(self.socket.receive_bytes())
-            if isinstance(message, link.Nonce):
-                self.nonce = message
-            elif hasattr(message, "nonce"):
-                self.nonce = message.nonce
-            self.received.append(message)
+    def expect(self, kind: Any) -> Any:
+        """The oldest message of a kind that was not looked at yet; others wait for their turn."""
+        for at, message in enumerate(self.unread):
             if isinstance(message, kind):
-                return message
+                return self.unread.pop(at)
+        while not isinstance(message := self._receive(), kind):
+            self.unread.append(message)
+        return message
+
+    def _receive(self) -> Any:
+        message = link.decode(self.socket.receive_bytes())
+        nonce = message if isinstance(message, link.Nonce) else getattr(message, "nonce", None)
+        if nonce is not None and (self.nonce is None or nonce.seq > self.nonce.seq):
+            self.nonce = nonce
+        return message
 
     def beat(self, ms: int = 0) -> None:
         """One second of the control plane: it sends a nonce, we answer."""
@@ -140,7 +154,7 @@ class Agent:
         """Sign and send the next receipt of a lease; returns the answer: an ack or a refusal."""
         self.send(link.Receipts(receipts=[self.signed(grant, kind, gpu_ms, **options).to_bytes()]))
         while True:
-            answer = self.expect((link.Ack, link.RejectReceipt))  # type: ignore[arg-type]
+            answer = self.expect((link.Ack, link.RejectReceipt))
             if answer.lease == grant.lease:
                 return answer
 
@@ -180,6 +194,14 @@ class Agent:
         if advance:
             self.chains[grant.lease] = (receipt.seq + 1, receipt.hash)
         return receipts.sign(receipt, tasks, key or self.key)
+
+
+def hang_up(socket: Any) -> None:
+    socket.close(1000)
+    with contextlib.suppress(WebSocketDisconnect):
+        while True:
+            socket.receive_bytes()
+    socket.__exit__(None, None, None)
 
 
 def gpu(number: int, model: str = "H100", **options: Any) -> link.GpuInfo:
