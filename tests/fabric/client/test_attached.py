@@ -4,7 +4,9 @@ import _thread
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 import fabric
@@ -135,6 +137,19 @@ def test_a_node_with_another_python_is_refused_with_what_to_do(small_fabric, mon
     monkeypatch.setattr(small_fabric, "python", "3.8")
     with pytest.raises(fabric.InvalidRequest, match=r"the node .* python 3\.8; .*another operator"):
         fabric.run(lambda: 1)
+
+
+def test_runs_of_several_threads_get_leases_of_their_own(small_fabric):
+    with ThreadPoolExecutor(2) as threads:
+        both = threading.Barrier(2)
+        results = list(threads.map(lambda x: (both.wait(5), fabric.run(lambda: (time.sleep(0.2), x)[1]))[1], [1, 2]))
+    assert results == [1, 2]
+    assert len(small_fabric.leases) == 2
+
+
+def test_large_arguments_and_results_travel_in_fragments(small_fabric):
+    array = np.arange(1_000_000)
+    assert (fabric.run(lambda a: a + 1, array) == array + 1).all()
 
 
 def test_a_budget_gets_a_lease_of_its_own_that_is_released_at_once(small_fabric):

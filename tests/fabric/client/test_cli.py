@@ -1,0 +1,64 @@
+"""The customer's commands against a small real fabric."""
+
+import json
+
+import pytest
+
+import fabric
+from fabric import cli
+
+
+@pytest.fixture
+def finished(small_fabric):
+    """A detached run that is over."""
+    run = fabric.submit(lambda: 7, name="seven")
+    run.wait(10)
+    return run.id
+
+
+def test_offers_are_a_table_or_json(small_fabric, capsys):
+    assert cli.main(["offers", "--gpu", "H100"]) == 0
+    assert "H100 (simulated)  80GB    2 of 2  on_demand  $2.50/h" in capsys.readouterr().out
+    assert cli.main(["offers", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["price_dc_per_gpu_hour"] == 250_000
+
+
+def test_explain_and_cost_of_a_run(finished, capsys):
+    assert cli.main(["explain", finished]) == 0
+    assert cli.main(["cost", finished]) == 0
+    assert capsys.readouterr().out.startswith(f"the only one\n{finished}: $1.23456 for 1.234 GPU-s")
+
+
+def test_a_command_runs_with_its_own_exit_code(small_fabric):
+    assert cli.main(["run", "--gpu", "H100", "--", "sh", "-c", "exit 3"]) == 3
+    assert small_fabric.requests[0][2]["name"] == "sh"
+
+
+def test_a_function_of_a_file_runs_and_its_value_is_printed(small_fabric, tmp_path, capsys):
+    (tmp_path / "cli_app.py").write_text("def double(x): return 2 * x\ndef broken(): raise KeyError('gone')\n")
+    assert cli.main(["run", f"{tmp_path}/cli_app.py::double", "21"]) == 0
+    assert capsys.readouterr().out == "42\n"
+    assert cli.main(["run", f"{tmp_path}/cli_app.py::broken"]) == 1
+    assert "KeyError: 'gone'" in capsys.readouterr().err
+
+
+def test_a_bad_gpu_string_is_one_line_and_exit_code_2(small_fabric, capsys):
+    assert cli.main(["run", "--gpu", "H100:x8", "--", "true"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fabric: gpu='H100:x8'")
+    assert error.count("\n") == 1
+
+
+def test_a_run_of_nobody_is_refused(small_fabric, capsys):
+    assert cli.main(["stop", "run_none"]) == 2
+    assert "no run run_none" in capsys.readouterr().err
+
+
+def test_stopping_a_run_says_what_became_of_it(finished, capsys):
+    assert cli.main(["stop", finished]) == 0
+    assert capsys.readouterr().out == f"{finished} is CANCELLED\n"
+
+
+def test_an_unknown_grouping_of_costs_is_refused(small_fabric, capsys):
+    assert cli.main(["cost", "--by", "colour"]) == 2
+    assert "allowed: gpu, operator, name, kind" in capsys.readouterr().err
