@@ -1,0 +1,158 @@
+"""Detached runs: the agent does the work, any process reads the result."""
+
+import hashlib
+
+import pytest
+from scripted import Agent, gpu, nodes
+
+from fabric.wire import link
+from fabric.wire.receipts import ReceiptKind
+
+CLOSE = ReceiptKind.CLOSE
+CODE, ARGS, RESULT = b"code", b"args", b"result"
+
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def put(fabric, data, *, who="alice", expect=200, sha256=None):
+    headers = {"Authorization": f"Bearer key-{who}"}
+    answer = fabric.client.put(f"/v1/blobs/{sha256 or sha(data)}", content=data, headers=headers)
+    assert answer.status_code == expect, answer.text
+    return answer.json()
+
+
+def blob(fabric, method, data, token, *, path="agent/blobs", **options):
+    headers = {"Authorization": f"Bearer {token}"}
+    return fabric.client.request(method, f"/v1/{path}/{sha(data)}", headers=headers, **options)
+
+
+@pytest.fixture
+def token(fabric):
+    """The blob token of an agent that is connected; the agent is at `fabric.agent`."""
+    fabric.agent = Agent(fabric)
+    return fabric.agent.connect().blob_token
+
+
+def submit(fabric, **members):
+    put(fabric, CODE)
+    put(fabric, ARGS)
+    work = {"code": sha(CODE), "args": sha(ARGS)}
+    return fabric.submit(kind="submit", gpu=["H100"], work=work, **members)["id"]
+
+
+def work_done(grant, work, reason, **options):
+    return link.WorkDone(
+        lease=grant.lease, generation=1, run=work.run, task=0, attempt=work.attempt, reason=reason, **options
+    )
+
+
+def start(fabric, **members):
+    run = submit(fabric, **members)
+    grant = fabric.agent.expect(link.Grant)
+    fabric.agent.open(grant)
+    return run, grant, fabric.agent.expect(link.Work)
+
+
+def test_a_detached_run_is_worked_on_by_the_agent_and_its_result_kept(fabric, token):
+    run, grant, work = start(fabric, timeout_ms=5_000)
+    assert (work.run, work.attempt, work.code, work.timeout_ms) == (run, 1, sha(CODE), 5_000)
+    assert blob(fabric, "GET", CODE, token).content == CODE
+    assert blob(fabric, "PUT", RESULT, token, content=RESULT, params={"run": run}).status_code == 200
+    fabric.agent.send(work_done(grant, work, "done", result=sha(RESULT)))
+    assert fabric.agent.expect(link.Release).reason == "done"
+    fabric.agent.receipt(grant, CLOSE, 0)
+    ended = fabric.run(run)
+    assert (ended["state"], ended["result"]) == ("SUCCEEDED", {"blob": sha(RESULT), "message": ""})
+    assert blob(fabric, "GET", RESULT, "key-alice", path="blobs").content == RESULT
+    assert fabric.audit() == []
+
+
+def test_a_detached_run_without_a_budget_gets_a_days_worth_bounded_by_the_balance(fabric, token):
+    run = submit(fabric)
+    assert fabric.run(run)["cost"]["budget_dc"] == str(24 * 360_000)
+
+
+def test_an_error_ends_a_detached_run_and_a_covered_one_is_tried_again(fabric, token):
+    run, grant, work = start(fabric)
+    fabric.agent.send(work_done(grant, work, "user_error", message="ValueError: no", result=sha(RESULT)))
+    fabric.agent.expect(link.Release)
+    fabric.agent.receipt(grant, CLOSE, 0)
+    assert (fabric.run(run)["state"], fabric.run(run)["message"]) == ("FAILED", "ValueError: no")
+
+    run, grant, work = start(fabric, retry={"on": ["error"], "max": 1})
+    fabric.agent.send(work_done(grant, work, "crashed"))
+    second = fabric.agent.expect(link.Grant)
+    assert second.run == run
+    fabric.agent.open(second)
+    assert fabric.agent.expect(link.Work).attempt == 2
+    assert [one["state"] for one in fabric.run(run)["attempts"]] == ["FAILED", "SENT"]
+
+
+def test_a_lost_operator_queues_a_detached_run_again_and_its_old_answer_is_fenced(fabric, token):
+    run, grant, work = start(fabric)
+    fabric.agent.send(link.Ended(lease=grant.lease, generation=1, reason="operator_lost"))
+    fabric.agent.expect(link.Release)
+    fabric.agent.beat(5_000)
+    second = fabric.agent.expect(link.Grant)
+    fabric.agent.open(second)
+    again = fabric.agent.expect(link.Work)
+    assert again.attempt == 2
+    fabric.agent.send(work_done(grant, work, "done", result=sha(RESULT)))
+    fabric.agent.send(work_done(second, again, "done", result=sha(ARGS)))
+    fabric.agent.expect(link.Release)
+    assert fabric.run(run)["result"]["blob"] == sha(ARGS)
+
+
+def test_work_is_sent_again_after_a_reconnect(fabric, token):
+    _, grant, work = start(fabric)
+    fabric.agent.close()
+    fabric.agent.connect(held=[link.LeaseRef(lease=grant.lease, generation=1)])
+    assert fabric.agent.expect(link.Work) == work
+
+
+def test_a_detached_run_outlives_its_session(fabric, token):
+    run, grant, _ = start(fabric)
+    fabric.call("POST", "/v1/sessions/ses-alice/end")
+    for _ in range(5):
+        fabric.agent.beat(50_000)
+    assert fabric.run(run)["state"] == "RUNNING"
+    fabric.call("POST", f"/v1/runs/{run}/cancel")
+    assert fabric.agent.expect(link.Release).lease == grant.lease
+
+
+def test_an_agent_sees_blobs_of_its_runs_only(fabric, token):
+    run, _, _ = start(fabric)
+    put(fabric, b"other")
+    assert blob(fabric, "GET", b"other", token).status_code == 404
+    assert blob(fabric, "GET", CODE, token + "x").status_code == 401
+    assert blob(fabric, "GET", CODE, "key-alice").status_code == 401
+    assert blob(fabric, "PUT", RESULT, token, content=RESULT, params={"run": "run_x"}).status_code == 404
+    from scripted import OTHER_KEY
+
+    stranger = Agent(fabric, "op-2", OTHER_KEY, nodes=nodes(gpu(50)))
+    foreign = stranger.connect().blob_token
+    assert blob(fabric, "GET", CODE, foreign).status_code == 404
+    assert blob(fabric, "PUT", RESULT, foreign, content=RESULT, params={"run": run}).status_code == 404
+
+
+def test_finish_is_not_for_detached_runs(fabric, token):
+    run = submit(fabric)
+    answer = fabric.call("POST", f"/v1/runs/{run}/finish", {"state": "SUCCEEDED"}, expect=409)
+    assert answer["type"].endswith("conflict")
+
+
+def test_logs_stream_in_order_and_end_with_the_run(fabric, token):
+    run, grant, work = start(fabric)
+    lines = [link.LogLine(task=0, stream=1, at_ms=number, text=f"line {number} é") for number in range(3)]
+    fabric.agent.send(link.Logs(run=run, lines=lines))
+    fabric.agent.send(link.Logs(run="run_of_nobody", lines=lines))
+    fabric.agent.send(work_done(grant, work, "done"))
+    fabric.agent.expect(link.Release)
+    headers = {"Authorization": "Bearer key-alice"}
+    text = fabric.client.get(f"/v1/runs/{run}/logs?follow=true", headers=headers).text
+    events = [event for event in text.split("\n\n") if event]
+    assert [event.startswith("data: ") for event in events] == [True, True, True, False]
+    assert '"text": "line 2 é"' in events[2]
+    assert events[3].startswith("event: end")
