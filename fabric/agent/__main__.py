@@ -83,7 +83,7 @@ def _node_token(path: Path) -> str:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's where it is installed."""
+    """That of uvloop where it is installed."""
     try:
         return importlib.import_module("uvloop").new_event_loop
     except ModuleNotFoundError:

@@ -1,4 +1,5 @@
 """The agent between a real node and a control plane that speaks the real protocol (and decides nothing)."""
+# ruff: noqa: T201 - customers' functions print
 
 import asyncio
 import hashlib
@@ -105,6 +106,8 @@ class ControlPlane:
             self.hello = link.decode(await socket.recv())
             if self.refusal is not None:
                 await socket.send(link.encode(self.refusal))
+                async with self._changed:
+                    self._changed.notify_all()
                 return
             self._socket = socket
             acks = [link.Ack(lease=key[0], generation=key[1], seq=self.last_seq(key[0])) for key in self.receipts]
@@ -180,9 +183,9 @@ class Operator:
             node_token=self.site.token,
             clock=SystemClock(),
         )
-        before = self.control.connections
+        before = len(self.control.of(link.Heartbeat))
         self.running = asyncio.ensure_future(self.agent.run())
-        await self.control.wait(lambda: self.control.connections > before and self.control.of(link.Heartbeat))
+        await self.control.wait(lambda: len(self.control.of(link.Heartbeat)) > before)
         self.gateway = self.control.hello.gateway
 
     async def die(self) -> None:
@@ -285,12 +288,12 @@ class BlobStore:
 
 
 @pytest.fixture
-async def blobs(operator) -> AsyncIterator[BlobStore]:
+async def blobs(operator) -> BlobStore:
     store = BlobStore()
     client = operator.agent._blobs
     await client._http.aclose()
     client._http = httpx.AsyncClient(base_url="http://blobs", transport=httpx.MockTransport(store.answer))
-    yield store
+    return store
 
 
 async def read(socket: ClientConnection, *kinds: str) -> tuple[list[Any], memoryview]:
@@ -318,7 +321,7 @@ async def test_a_lease_is_opened_used_metered_and_closed(operator):
     async with operator.dial() as socket:
         await read(socket, channel.READY)
         await send_call(socket, await send_function(socket, lambda x: x * 2), 21)
-        header, body = await read(socket, channel.RESULT)
+        _, body = await read(socket, channel.RESULT)
         assert codec.decode(body, [], types=codec.NoTypes()) == 42
         await operator.release()
         closed, _ = await read(socket, channel.CLOSED)
@@ -372,6 +375,7 @@ async def test_an_agent_that_was_killed_goes_on_where_its_receipts_end_and_bills
         for task in range(20):
             await send_call(socket, function, task, task=task)
         await read(socket, channel.RESULT)
+        await control.wait(lambda: control.receipts)
         await operator.die()
     await operator.start()
     async with operator.dial() as socket:
@@ -443,9 +447,7 @@ async def test_a_refusal_for_now_is_tried_again(operator):
     control.refusal = link.Refuse(reason="busy", final=False)
     await control.drop_agent()
     before = control.connections
-    async with asyncio.timeout(10):
-        while control.connections < before + 2:
-            await asyncio.sleep(0.01)
+    await control.wait(lambda: control.connections >= before + 2)
     beats = len(control.of(link.Heartbeat))
     control.refusal = None
     await control.wait(lambda: len(control.of(link.Heartbeat)) > beats)
@@ -578,10 +580,8 @@ async def test_a_detached_task_whose_blob_is_gone_fails_with_the_reason(operator
 
 async def test_a_released_detached_task_ends_with_the_leases_reason(operator, blobs):
     await operator.open()
-    await operator.control.send(blobs.work(time.sleep, 60))
-    async with asyncio.timeout(10):
-        while not operator.agent._works._tasks:
-            await asyncio.sleep(0.01)
+    await operator.control.send(blobs.work(lambda: (print("begun"), time.sleep(60))))
+    await operator.control.wait(lambda: operator.control.of(link.Logs))
     await operator.release(reason="cancelled_by_user")
     done = await operator.control.wait(lambda: operator.control.of(link.WorkDone))
     assert done[0].reason == "cancelled_by_user"

@@ -65,11 +65,12 @@ async def until(condition):
                 pass
             await asyncio.sleep(0.05)
 
+def is_ours(pid):
+    return address in Path(f"/proc/{pid}/environ").read_text()
+
 def node_process():
     names = ((path.parent.name, path.read_bytes()) for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
-    mine = [int(pid) for pid, name in names if name.startswith(b"ray::NodeActor")]
-    return [pid for pid in mine if f"--node-ip-address={address.partition(':')[0]}" in Path(f"/proc/{pid}/environ").read_text()
-        or address in Path(f"/proc/{pid}/environ").read_text()]
+    return [int(pid) for pid, name in names if name.startswith(b"ray::NodeActor") and is_ours(pid)]
 
 async def main():
     before = await hello()
@@ -84,8 +85,10 @@ async def main():
     after = await until(back)
     import select
     gone = all(select.select([fd], [], [], 20)[0] for fd in fds)
-    return {"before": before["info"]["gpus"], "after": after["info"]["gpus"], "journals": [before["journal"], after["journal"]],
-        "children": len(kids), "children_gone": gone, "sites": [len(first), first == again]}
+    return {
+        "before": before["info"]["gpus"], "after": after["info"]["gpus"], "children": len(kids), "children_gone": gone,
+        "journals": [before["journal"], after["journal"]], "sites": [len(first), first == again],
+    }
 
 result = asyncio.run(main())
 cluster.stop()

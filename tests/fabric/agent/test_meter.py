@@ -1,5 +1,7 @@
 """Properties of the meter: every line is a difference of one cumulative sum, whatever happens in whatever order."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,7 +80,7 @@ def test_a_lease_is_billed_its_whole_time_rounded_down_but_at_least_a_second(eve
 @given(histories())
 def test_tasks_follow_one_another_without_overlap(events):
     _, lines = fold(events)
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in pairwise(lines):
         assert before.start_ms <= before.end_ms <= after.start_ms <= after.end_ms
         assert before.gpu_ms == (before.end_ms - before.start_ms) * len(GPUS)
 

@@ -1,4 +1,5 @@
 """A node with real children: what a customer sees of it."""
+# ruff: noqa: T201 - customers' functions print
 
 import hashlib
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +116,33 @@ async def test_a_task_beyond_its_timeout_is_killed_and_the_next_one_runs(site):
     assert outcomes[1] == 0
 
 
+async def test_a_task_that_runs_out_of_memory_is_oom_and_the_child_lives_on(site):
+    def greedy():
+        raise MemoryError("no more")
+
+    customer = await site.leased()
+    customer.call(customer.function(os.getpid), task=0)
+    customer.call(customer.function(greedy), task=1)
+    customer.call(customer.function(os.getpid), task=2)
+    outcomes = await customer.outcomes(3)
+    assert outcomes[1][2] == Reason.OOM
+    assert "in greedy" in outcomes[1][3]
+    assert outcomes[0] == outcomes[2]
+
+
+async def test_a_child_that_takes_more_memory_than_its_lease_has_is_killed_as_oom(site):
+    def greedy():
+        held = bytearray(400 << 20)
+        held[::4096] = b"x" * len(held[::4096])
+        time.sleep(60)
+
+    customer = await site.leased(memory_bytes=200 << 20)
+    customer.call(customer.function(greedy))
+    failure = (await customer.outcomes(1))[0]
+    assert failure[2] == Reason.OOM
+    assert "the lease has 209715200" in failure[3]
+
+
 async def test_cancel_kills_the_running_task_and_drops_the_waiting_ones(site):
     customer = await site.leased()
     function = customer.function(lambda s: (print("on", flush=True), time.sleep(s), s)[2])
@@ -182,7 +211,7 @@ async def test_a_result_is_kept_until_it_is_acknowledged_and_resume_runs_nothing
     log.touch()
 
     def once(path, n):
-        with open(path, "a") as file:
+        with Path(path).open("a") as file:
             file.write(f"{n}\n")
         time.sleep(0.2)
         return n

@@ -21,8 +21,7 @@ def journal_of(leases: int, tasks: int) -> list[bytes]:
     """Leases that run side by side, one frame of one task at a time."""
     told: list[events.Event] = [events.Began("boot")]
     now = 0
-    for n in range(leases):
-        told.append(Opened(f"lease_{n}", 1, now, f"run_{n}", "session_1", ((f"GPU-{n}", 1000),), True))
+    told += [Opened(f"lease_{n}", 1, now, f"run_{n}", "session_1", ((f"GPU-{n}", 1000),), True) for n in range(leases)]
     for task in range(tasks):
         for n in range(leases):
             now += 3 * MS

@@ -20,10 +20,11 @@ class Ends:
         self.raw.setblocking(False)
         self.frames: list[tuple[list[Any], bytes]] = []
         self.error: Any = "open"
+        self.arrived = asyncio.Event()
         self.closed = asyncio.Event()
         loop = asyncio.get_running_loop()
         _, self.stream = await loop.create_unix_connection(
-            lambda: FrameStream(lambda h, b: self.frames.append((h, bytes(b))), self._on_closed), sock=ours
+            lambda: FrameStream(self._on_frame, self._on_closed), sock=ours
         )
         return self
 
@@ -33,12 +34,17 @@ class Ends:
     async def wait(self, count: int) -> None:
         async with asyncio.timeout(10):
             while len(self.frames) < count:
-                await asyncio.sleep(0)
+                self.arrived.clear()
+                await self.arrived.wait()
 
     async def close(self) -> None:
         self.stream.abort()
         self.raw.close()
         await self.closed.wait()
+
+    def _on_frame(self, header: list[Any], body: Any) -> None:
+        self.frames.append((header, bytes(body)))
+        self.arrived.set()
 
     def _on_closed(self, error: Exception | None) -> None:
         self.error = error
