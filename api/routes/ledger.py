@@ -35,19 +35,6 @@ def gpu(session: ReadSession, gpu_id: str, cursor: Before = None, limit: Limit =
     return schemas.gpu_view(found, flow)
 
 
-@router.get("/{party}s/{name}", summary="What a pool, operator or holder earned, by epoch")
-def party(
-    session: ReadSession,
-    party: Literal["pool", "operator", "holder"],
-    name: str,
-    cursor: Before = None,
-    limit: Limit = 100,
-) -> schemas.PartyLedger:
-    who = Party(party)
-    flow = queries.cash_flow(session, who, name, before=cursor, limit=limit)
-    return schemas.party_view(queries.earnings(session, who, name), flow)
-
-
 @router.get("/epochs", summary="Closed epochs, newest first, and the one that runs")
 def epochs(plane: PlaneDep, session: ReadSession, cursor: Before = None, limit: Limit = 100) -> schemas.Epochs:
     page = queries.epochs(session, before=cursor, limit=limit)
@@ -117,6 +104,19 @@ async def close(plane: PlaneDep, _admin: AdminDep, wait_s: Annotated[float, Quer
             ends_ms=view.current.ends_ms,
         )
     return view
+
+
+@router.get("/{party}s/{name}", summary="What a pool, operator or holder earned, by epoch")
+def party(
+    session: ReadSession,
+    party: Literal["pool", "operator", "holder"],
+    name: str,
+    cursor: Before = None,
+    limit: Limit = 100,
+) -> schemas.PartyLedger:
+    who = Party(party)
+    flow = queries.cash_flow(session, who, name, before=cursor, limit=limit)
+    return schemas.party_view(queries.earnings(session, who, name), flow)
 
 
 def _closed(plane: Plane, closed: list[int], asked_ms: int) -> schemas.Closed:
