@@ -22,6 +22,8 @@ from fabric.wire.frames import Buffer
 CONNECT_S = 10.0
 JOIN_BYTES = 64 << 10
 """A message up to this size is joined and goes out as one frame; a larger one in fragments, its buffers not joined."""
+FRAGMENT_BYTES = 1 << 20
+"""So long is a fragment at most; the gateway, which holds no body, takes none beyond 4 MiB."""
 
 
 class Stream(asyncio.Protocol):
@@ -119,8 +121,10 @@ class Stream(asyncio.Protocol):
             self._opened.set_exception(ServiceError(f"the gateway answered {what}", retryable=True))
 
     def _send_fragments(self, parts: list[Buffer]) -> None:
-        last = len(parts) - 1
-        for at, part in enumerate(parts):
+        views = [memoryview(part).cast("B") for part in parts]
+        cut = [view[at : at + FRAGMENT_BYTES] for view in views for at in range(0, view.nbytes, FRAGMENT_BYTES)]
+        last = len(cut) - 1
+        for at, part in enumerate(cut):
             if at == 0:
                 self._websocket.send_binary(part, fin=last == 0)
             else:
