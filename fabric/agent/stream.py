@@ -4,6 +4,7 @@ A large body is received straight into its own buffer; lengths are checked befor
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ OnClosed = Callable[[Exception | None], None]
 _BUFFER_BYTES = 256 << 10
 _JOIN_BYTES = 64 << 10
 """Up to this size a frame's parts are joined and written at once."""
+_PIECE_BYTES = 512 << 10
 
 
 class FrameStream(asyncio.BufferedProtocol):
@@ -31,34 +33,37 @@ class FrameStream(asyncio.BufferedProtocol):
         self._large_header: list[Any] = []
         self._holds = 0
         self._transport: asyncio.Transport | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._outgoing: deque[memoryview] = deque()
+        self._outgoing_bytes = 0
+        self._paused = False
+        self._closing = False
+        self._drained = asyncio.Event()
+        self._drained.set()
         self._error: Exception | None = None
 
     @property
     def open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
+        return self._transport is not None and not self._closing and not self._transport.is_closing()
 
     @property
     def unsent_bytes(self) -> int:
-        return self._transport.get_write_buffer_size() if self._transport else 0
+        return self._outgoing_bytes + (self._transport.get_write_buffer_size() if self._transport else 0)
 
     def send(self, header: Sequence[Any], *body: Buffer) -> None:
-        """Queue one frame; when the connection is gone it is dropped."""
+        """Queue one frame; when the connection is gone it is dropped. Its body must not change afterwards."""
         if not self.open:
             return
-        assert self._transport is not None
         size = sum(memoryview(part).nbytes for part in body)
         if size <= _JOIN_BYTES:
-            self._transport.write(b"".join(pack(header, *body)))
+            self._put(b"".join(pack(header, *body)))
             return
-        self._transport.write(pack_head(header, size))
+        self._put(pack_head(header, size))
         for part in body:
-            self._transport.write(part)
+            self._put(part)
 
     async def drain(self) -> None:
         """Wait until the peer has taken most of what was sent; returns at once when the connection is gone."""
-        await self._writable.wait()
+        await self._drained.wait()
 
     def hold(self) -> None:
         """Deliver no further frames until as many `release` calls came."""
@@ -73,7 +78,8 @@ class FrameStream(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Send what is queued, then close."""
-        if self._transport is not None:
+        self._closing = True
+        if self._transport is not None and not self._outgoing:
             self._transport.close()
 
     def abort(self) -> None:
@@ -88,14 +94,18 @@ class FrameStream(asyncio.BufferedProtocol):
             duplex.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._writable.set()
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
+        self._drained.set()
         self.on_closed(self._error or exc)
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._paused = True
+        self._drained.clear()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._paused = False
+        self._pump()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         if self._large is not None:
@@ -108,6 +118,34 @@ class FrameStream(asyncio.BufferedProtocol):
         else:
             self._have += nbytes
         self._deliver()
+
+    def _put(self, data: Buffer) -> None:
+        """Write now what may be written now, keep the rest without copying it."""
+        assert self._transport is not None
+        view = memoryview(data).cast("B")
+        if not self._outgoing and not self._paused and view.nbytes <= _PIECE_BYTES:
+            self._transport.write(view)
+            return
+        self._outgoing.append(view)
+        self._outgoing_bytes += view.nbytes
+        self._pump()
+
+    def _pump(self) -> None:
+        """Give the transport small pieces: it moves all that it holds whenever it could send some."""
+        assert self._transport is not None
+        while self._outgoing and not self._paused:
+            view = self._outgoing.popleft()
+            if view.nbytes > _PIECE_BYTES:
+                self._outgoing.appendleft(view[_PIECE_BYTES:])
+                view = view[:_PIECE_BYTES]
+            self._outgoing_bytes -= view.nbytes
+            self._transport.write(view)
+        if self._outgoing:
+            return
+        if not self._paused:
+            self._drained.set()
+        if self._closing:
+            self._transport.close()
 
     def _resume(self) -> None:
         if self._holds:
