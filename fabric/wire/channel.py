@@ -23,7 +23,8 @@ Node → customer:
     closed   [CLOSED, reason, message]                          the lease is over; nothing follows
     pong     [PONG, n]
 
-Node ↔ sandbox child: the same FN, CALL (one run's tasks), RESULT and PROGRESS; the child adds `[READY, {…}]` once.
+Node ↔ sandbox child: the same FN, CALL (one run's tasks), RESULT and PROGRESS; the child adds `[READY, {…}]` once, and
+FAILED for a task that ran out of memory. In its RESULTs start and end are nanoseconds of its own clock.
 """
 
 FN = "fn"
