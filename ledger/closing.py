@@ -18,7 +18,7 @@ from sqlmodel import Session
 from fabric.wire.hashing import keccak256
 from fabric.wire.merkle import root
 from ledger import accounts, booking
-from ledger.allocate import EpochAllocation, EpochInput, GpuUsage, allocate
+from ledger.allocate import EpochAllocation, EpochInput, Exit, GpuUsage, allocate
 from ledger.book import Book
 from ledger.epoch import CloseFacts, EpochClock, epoch_file, file_hash, read_file
 from ledger.errors import EpochNotOver, EpochOutOfOrder
@@ -50,6 +50,8 @@ class EpochTerms:
         available: availability lines, for pools with a shared part.
         payer_salt: hashes payers in the epoch file, so that the public can count them but not name them.
         settlement: how the epoch is settled, in words.
+        stake_bps: the stakers' share that the chain says; none = the settings'.
+        exits: what every account was given back since the beginning.
     """
 
     price_usd_e18: int | None = None
@@ -58,6 +60,8 @@ class EpochTerms:
     available: Sequence[AvailableLine] = ()
     payer_salt: bytes = b""
     settlement: str = NOT_SETTLED
+    stake_bps: int | None = None
+    exits: Sequence[Exit] = ()
 
 
 class Closing:
@@ -115,7 +119,8 @@ class Closing:
             price_source=terms.price_source,
             emission_wei=self._settings.schedule.emission_wei(n),
             remintable_wei=self._book.balance(accounts.remintable()),
-            stake_bps=self._settings.stake_bps,
+            stake_bps=self._settings.stake_bps if terms.stake_bps is None else terms.stake_bps,
+            exits=terms.exits,
         )
 
     def _lines(self, span: tuple[int, int]) -> list[UsageLine]:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fabric.wire.hashing import keccak256
+from fabric.wire.merkle import word
+
 MAX_UINT256 = 2**256 - 1
 
 
@@ -36,6 +39,11 @@ class Closing:
     @property
     def paid_wei(self) -> int:
         return self.rewards_wei + self.stake_wei
+
+    @property
+    def hash(self) -> bytes:
+        """What the contract keeps of a closing: the hash of its nine words."""
+        return keccak256(*(word(member) for member in self.words()))
 
     def words(self) -> tuple[int | bytes, ...]:
         return (

@@ -11,7 +11,11 @@ LedgerError
     ├── PriceUnavailable     the oracle is stale or halted
     ├── NotEnoughBct         too little BCT, or too small an allowance
     ├── Reverted             a contract refused for another reason of its own
-    └── NotMined             no receipt within the time given; the transaction may still be mined
+    ├── NotMined             no receipt within the time given; the transaction may still be mined
+    ├── Disagreement         the chain has another closing of an epoch than the ledger; a person must look
+    ├── WentBack             the chain lost a transaction of ours that was final; a person must look
+    ├── WalletTaken          a wallet that is another customer's, or a second wallet of one customer
+    └── StillHalted          the indexer cannot go on: the chain still contradicts what was final
 """
 
 from ledger.errors import LedgerError
@@ -64,5 +68,21 @@ class Reverted(ChainError):
         )
 
 
+class Disagreement(ChainError):
+    pass
+
+
+class WentBack(ChainError):
+    pass
+
+
 class NotMined(ChainError):
+    pass
+
+
+class WalletTaken(ChainError):
+    pass
+
+
+class StillHalted(ChainError):
     pass
