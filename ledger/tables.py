@@ -289,6 +289,36 @@ class EpochFileRow(SQLModel, table=True):
     body: bytes
 
 
+class PoolTermsRow(SQLModel, table=True):
+    """Terms of a pool from an epoch on, as its operator signed them. ``terms`` is canonical JSON."""
+
+    __tablename__ = _named("ledger_pool_terms")
+
+    pool: str = Field(primary_key=True)
+    from_epoch: int = _big(primary_key=True)
+    entrance: str
+    terms: str
+    signer: str
+    signature: bytes
+    at_ms: int = _big()
+
+
+class PoolMoveRow(SQLModel, table=True):
+    """A GPU enters a pool, or is out of it, from an epoch on, as its owner or the operator signed it."""
+
+    __tablename__ = _named("ledger_pool_move")
+    __table_args__ = (Index("ledger_pool_move_pool", "pool"),)
+
+    gpu_id: str = Field(primary_key=True)
+    nth: int = Field(primary_key=True)
+    pool: str
+    enters: bool
+    from_epoch: int = _big()
+    signer: str
+    signature: bytes
+    at_ms: int = _big()
+
+
 class LinkRow(SQLModel, table=True):
     """One entry's place in the sealed chain; ``hash`` covers the entry, its postings and every link before."""
 
@@ -323,6 +353,8 @@ APPEND_ONLY: tuple[type[SQLModel], ...] = (
     RewardRow,
     PayoutRow,
     EpochFileRow,
+    PoolTermsRow,
+    PoolMoveRow,
     LinkRow,
     HeadRow,
 )

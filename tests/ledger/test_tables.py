@@ -3,6 +3,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlmodel import Session, select
 
+from ledger.poolbook import PoolBook, Signed
+from ledger.pools import PoolRules, distributed
 from ledger.tables import APPEND_ONLY, BctPostingRow, ledger_tables, protection_ddl, table_of
 
 EVERY_TABLE = [table_of(row).name for row in APPEND_ONLY]
@@ -16,6 +18,10 @@ def filled(funded, session, use, clock) -> Session:
     funded.record_bct_burned(10**18, "burn/1")
     clock.advance(3_600_000)
     funded.close_epoch(0)
+    pools = PoolBook(session, PoolRules())
+    signed = Signed("0x" + "11" * 20, b"signature", 0)
+    pools.found("p", *distributed(), now_epoch=0, signed=signed)
+    pools.join("p", "0xg", now_epoch=1, signed=signed)
     session.commit()
     return session
 
