@@ -19,6 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fabric.agent.cluster import ClusterError, Site
 from fabric.agent.node import Node, NodeConfig
 from fabric.agent.settings import AgentSettings
+from fabric.operator.checks import check_ray_ports
+from fabric.operator.facts import ray_facts
+from fabric.operator.findings import Verdict
 from fabric.wire.clock import SystemClock
 
 _log = structlog.get_logger(__name__)
@@ -79,9 +82,11 @@ class RayCluster:
         """Join as a driver.
 
         Raises:
-            ClusterError: Ray is too old, token authentication is off, or nothing answers there.
+            ClusterError: Ray is too old, token authentication is off, strangers reach its ports, or nothing answers.
         """
         check_ray(ray.__version__, os.environ.get("RAY_AUTH_MODE", ""))
+        if self._settings.ray_allow is not None:
+            _check_ports(self._settings.ray_allow)
         host = self._settings.ray_address.rpartition(":")[0]
         here: dict[str, Any] = {"_node_ip_address": host} if host.startswith("127.") else {}
         try:
@@ -181,6 +186,12 @@ def check_ray(ray_version: str, auth_mode: str) -> None:
             "Ray's token authentication is off: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH for the cluster and for"
             " the agent, then restart both"
         )
+
+
+def _check_ports(allow: tuple[str, ...]) -> None:
+    finding = check_ray_ports(ray_facts(), allow)
+    if finding.verdict is Verdict.BAD:
+        raise ClusterError(f"{finding.detail}; {finding.mend}")
 
 
 def _socket_path(state_dir: Path) -> Path:

@@ -46,6 +46,8 @@ class AgentSettings(BaseModel):
     """Receipts not yet acknowledged, and on each node its journal."""
     ray_address: str
     """`host:port` of the cluster's head."""
+    ray_allow: tuple[str, ...] | None = None
+    """Addresses and networks, beyond private ones, at which Ray's ports may answer; None: not looked at (embedded)."""
     gateway_host: str = "127.0.0.1"
     """Address on which customers' connections are taken."""
     gateway_port: int = Field(default=0, ge=0, le=65535)

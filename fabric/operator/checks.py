@@ -77,7 +77,7 @@ def check_ray_ports(facts: RayFacts, allow: Collection[str] = ()) -> Finding:
     """No port of Ray may answer at an address that is neither private nor in `allow`."""
     exposed = [
         f"{listener.process or 'Ray'} on {_at(address, listener.port)}"
-        for listener in facts.listeners
+        for listener in sorted(facts.listeners, key=lambda listener: listener.port)
         for address in outside(reachable_at(listener, facts.addresses), allow)
     ]
     if not exposed:

@@ -62,6 +62,7 @@ def agent_config(cluster: ClusterFile, folder: str) -> dict[str, Any]:
         "session_key_file": f"{folder}/session.key",
         "state_dir": f"{folder}/state",
         "ray_address": f"{cluster.head}:6379",
+        "ray_allow": list(cluster.allow),
         "gateway_host": host,
         "gateway_port": port,
         "isolation": cluster.isolation,

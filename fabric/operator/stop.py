@@ -51,15 +51,12 @@ def stop_cluster(
     worker; forget the launcher's state and the GCS's. What is left, by host; empty when nothing is.
     """
     left = [f"{cluster.head}: {what}" for what in stop_local(agent_folder)]
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        left += [
-            line
-            for lines in pool.map(lambda worker: _stop_worker(cluster, worker, key), cluster.workers)
-            for line in lines
-        ]
-    state_file.unlink(missing_ok=True)
     if not left:
         shutil.rmtree(gcs_folder, ignore_errors=True)
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for lines in pool.map(lambda worker: _stop_worker(cluster, worker, key), cluster.workers):
+            left += lines
+    state_file.unlink(missing_ok=True)
     return left
 
 

@@ -173,11 +173,16 @@ class Site:
                 process.kill()
                 process.wait()
 
+    def agent_log(self):
+        return self.hosts.ssh(1, "cat ~/.fabric-operator/agent/agent.log").stdout
+
     def tell(self):
         """What pytest shows when the test failed."""
         for name in ("control.log", "long.log"):
             if (self.base / name).exists():
                 sys.stdout.write(f"{name}:\n{(self.base / name).read_text()[-3000:]}\n")
+        for run in self.call("GET", "/v1/runs")["runs"]:
+            sys.stdout.write(f"{json.dumps(run)}\n")
         for index in self.hosts.running:
             told = self.hosts.ssh(index, "tail -n 40 ~/.fabric-operator/agent/agent.log").stdout
             sys.stdout.write(f"host {index}:\n{told}\n")
@@ -273,7 +278,12 @@ def test_an_operators_cluster_from_init_to_ray_down(site):
     refused = hosts.ssh(1, "~/.fabric-operator/host/run agent start")
     assert refused.returncode == 1
     assert "203.0.113.5:6379" in refused.stderr
+    hosts.ssh(1, "kill -9 $(cat ~/.fabric-operator/agent/agent.pid)")
+    wait_for(lambda: "203.0.113.5:6379" in site.agent_log(), "the refusal of the agent that was started again", 30)
 
-    site.ray("down", "-y", site.folder / "cluster.yaml")
+    down = site.operator("down", "-C", site.folder, check=False)
+    assert down.returncode == 1
+    assert f"left behind: {hosts.address(3)}: " in down.stderr, "only the host without power did not answer"
+    assert hosts.address(2) not in down.stderr.rpartition("left behind")[2]
     assert {index: hosts.processes(index) for index in (1, 2, 4)} == {1: "", 2: "", 4: ""}
     assert hosts.ssh(1, "ls ~/.fabric-operator/gcs").returncode != 0
