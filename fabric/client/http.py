@@ -87,17 +87,6 @@ class ControlPlane:
         """Any other resource that is only read."""
         return await self._json("GET", path, params=params)
 
-    async def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Any other resource that takes an order."""
-        return await self._json("POST", path, json=dict(body or {}))
-
-    async def ready(self) -> bool:
-        """Whether it answers and is ready for work, now."""
-        try:
-            return (await self._http.get("/readyz", timeout=2.0)).status_code == 200
-        except httpx.HTTPError:
-            return False
-
     async def put_blob(self, digest: str, content: bytes) -> None:
         """Store opaque bytes under their SHA-256; nothing is sent when they are there."""
         path = f"/v1/blobs/{_part(digest)}"

@@ -146,10 +146,6 @@ class Tasks:
         self._later.clear()
         self.out.clear()
 
-    def next_retry(self) -> float | None:
-        """When the earliest task in backoff may be sent again."""
-        return self._later[0][0] if self._later else None
-
     def _answered(self, lease: str, index: int, attempt: int) -> Task | None:
         out = self.out.get(lease)
         task = out.get(index) if out is not None else None

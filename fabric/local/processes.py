@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,6 +73,30 @@ def descendants(root: int) -> list[int]:
     for pid in found:
         found.extend(children.get(pid, ()))
     return found
+
+
+def has_descendant(root: int, name: str) -> bool:
+    """Whether a process of this name (its first 15 bytes) lives below `root`; one that has ended does not count."""
+    for pid in descendants(root):
+        with suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            if stat.partition("(")[2].rpartition(")")[0] == name and stat.rpartition(")")[2].split()[0] != "Z":
+                return True
+    return False
+
+
+def kill_tree(root: int) -> None:
+    """Kill a process and everything below it."""
+    for pid in [root, *descendants(root)]:
+        _send(pid, signal.SIGKILL)
+
+
+def kill_orphans(known: Collection[int]) -> None:
+    """Kill what we adopted: children of this process that are none of the known ones, and everything below them."""
+    me = os.getpid()
+    for pid in descendants(me):
+        if _parent(pid) == me and pid not in known:
+            kill_tree(pid)
 
 
 def end_descendants(grace_s: float) -> None:

@@ -19,7 +19,7 @@ from fabric.local.control_plane import ControlPlaneProbe
 from fabric.local.home import Home, Status, gone_clients, write_private
 from fabric.local.part import Part
 from fabric.local.ports import free_ports, is_free
-from fabric.local.processes import adopt_orphans, end_descendants, reap
+from fabric.local.processes import adopt_orphans, end_descendants, has_descendant, kill_orphans, kill_tree, reap
 from fabric.local.ray_head import ADDRESS, RayHead
 from fabric.local.settings import LocalSettings
 from fabric.wire.errors import Error, ServiceError
@@ -27,7 +27,9 @@ from fabric.wire.errors import Error, ServiceError
 TICK_S = 0.2
 READY_S = 150.0
 GRACE_S = 5.0
-CLIENTS_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0
+RAY_START_S = 60.0
+"""By then `ray start` has started its raylet, or never will."""
 RAY_PORTS = 8
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
@@ -72,7 +74,8 @@ class _Supervisor:
         self._started_ms = time.time_ns() // 1_000_000
         self._stopping = False
         self._needed_at = time.monotonic()
-        self._clients_at = 0.0
+        self._looked_at = 0.0
+        self._raylet_lived = False
         self._lock_inode = home.alive_lock.stat().st_ino
         self._write_status()
         prepare_keys(home)
@@ -104,7 +107,9 @@ class _Supervisor:
             while not self._stopping:
                 self._wait()
                 self._keep_parts()
-                self._watch_clients()
+                if self._each_second():
+                    self._watch_ray()
+                    self._watch_clients()
         finally:
             self._stop()
 
@@ -143,6 +148,7 @@ class _Supervisor:
                 f"(log: {part.log})"
             )
         if part is self._ray:
+            kill_orphans([other.pid for other in self._parts if other.pid])
             self._agent.signal(signal.SIGTERM)
 
     def _keep_parts(self) -> None:
@@ -159,12 +165,27 @@ class _Supervisor:
         if started:
             self._write_status()
 
+    def _each_second(self) -> bool:
+        """True about once a second: for what is looked at by looking at every process or file."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_EVERY_S:
+            return False
+        self._looked_at = now
+        return True
+
+    def _watch_ray(self) -> None:
+        """`ray start` stays when its raylet has ended; without one it is of no use, so Ray starts again as a whole."""
+        if self._ray.pid is None:
+            return
+        lives = has_descendant(self._ray.pid, "raylet")
+        late = time.monotonic() - self._ray.started_at > RAY_START_S
+        if not lives and (self._raylet_lived or late):
+            kill_tree(self._ray.pid)
+        self._raylet_lived = lives
+
     def _watch_clients(self) -> None:
         """Tell the control plane of processes that are gone; stop when none has been there for `linger_s`."""
         now = time.monotonic()
-        if now - self._clients_at < CLIENTS_EVERY_S:
-            return
-        self._clients_at = now
         if not self._home_is_ours():
             self._stopping = True
             return
