@@ -82,9 +82,20 @@ class Ledger:
         """BCT that a holder claimed on chain."""
         self._append(booking.claim(gpu_id, holder.lower(), wei, source_id=source_id, at_ms=self._now()))
 
-    def request_exit(self, customer: str, dc: int, source_id: str) -> None:
-        """Set DC aside for a customer who asked on chain to take them out."""
-        self._append(booking.request_exit(customer, dc, source_id=source_id, at_ms=self._now()))
+    def request_exit(self, customer: str, dc: int, source_id: str) -> int:
+        """Set aside what a customer who asked on chain to take ``dc`` out has available, at most that much.
+
+        Returns the DC set aside. What is missing lapses: it can be asked for again.
+        """
+        available = accounts.available(customer)
+        tails = self._book.lock({available, accounts.exiting(customer)})
+        booked = self._book.find([source_id])
+        if booked:
+            return self._book.postings(booked[source_id])[1].amount
+        moved = min(dc, tails[available].balance)
+        if moved > 0:
+            self._book.append([booking.request_exit(customer, moved, source_id=source_id, at_ms=self._now())], tails)
+        return moved
 
     def exit_paid(self, customer: str, dc: int, source_id: str) -> None:
         """The chain paid an exit."""

@@ -4,29 +4,20 @@ A transaction is first signed (`sign`: its hash and raw bytes are then known and
 as one likes (`broadcast`: twice is once), then waited for (`receipt`, `wait`). `send` does all three for people.
 """
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 from eth_typing import ChecksumAddress, HexStr
 from web3 import Web3
+from web3.types import TxParams
 
 from ledger.chain.book import CONTRACT_FIELDS, AddressBook
 from ledger.chain.calls import Call
 from ledger.chain.errors import NoContract, Reverted, WrongChain
+from ledger.chain.following import Block
 from ledger.chain.rpc import ask, connect
 from ledger.chain.signer import Signer
-from ledger.chain.transactions import Receipt, SignedTransaction, broadcast, next_nonce, receipt, sign, wait
+from ledger.chain.transactions import Receipt, SignedTransaction, broadcast, next_nonce, receipt, replace, sign, wait
 from ledger.contracts import artifact
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A block: its place in the chain and its time in seconds."""
-
-    number: int
-    hash: bytes
-    parent: bytes
-    time_s: int
 
 
 class ChainClient:
@@ -64,10 +55,10 @@ class ChainClient:
 
     # Blocks
 
-    def head(self, block: int | str = "latest") -> Head:
+    def head(self, block: int | str = "latest") -> Block:
         """The block of a number, or the ``latest``, ``safe`` or ``finalized`` one."""
         found: Any = ask(f"block {block}", lambda: self._web3.eth.get_block(cast("Any", block)))
-        return Head(found["number"], bytes(found["hash"]), bytes(found["parentHash"]), found["timestamp"])
+        return Block(found["number"], bytes(found["hash"]), bytes(found["parentHash"]), found["timestamp"])
 
     def balance_wei(self, address: str) -> int:
         """The chain's own coin, which pays for gas."""
@@ -75,13 +66,13 @@ class ChainClient:
 
     # Contracts
 
-    def price_and_average(self, second: int) -> tuple[int, int]:
-        """USD × 10^-18 per BCT at that second, and averaged over the 24 hours before.
+    def price_and_average(self, second: int, block: int | str = "latest") -> tuple[int, int]:
+        """USD × 10^-18 per BCT at that second, and averaged over the 24 hours before, as a block knows it.
 
         Raises:
             PriceUnavailable: the oracle is halted, or stale at that second.
         """
-        price, average = self._read("PriceOracle", "read", second)
+        price, average = self._read("PriceOracle", "read", second, block=block)
         return price, average
 
     def oracle_halted(self) -> bool:
@@ -131,6 +122,15 @@ class ChainClient:
         """The next epoch to finalise."""
         return self._read("Settlement", "finalised")
 
+    def last_post_id(self) -> int:
+        """How many epochs were ever posted, those counted that a rewind dropped; only a reorg takes it back."""
+        return self._read("Settlement", "lastPostId")
+
+    def queued(self, epoch: int) -> tuple[bytes, int]:
+        """Hash of the closing that was last posted for an epoch, and the number of that post."""
+        closing, post_id, _ = self._read("Settlement", "entries", epoch)
+        return bytes(closing), post_id
+
     def ready_at_s(self, epoch: int) -> int:
         """When the dispute window of a queued epoch closes."""
         return self._read("Settlement", "entries", epoch)[2]
@@ -175,6 +175,11 @@ class ChainClient:
         """The nonce after all of the address's transactions that the node knows, mined or not."""
         return next_nonce(self._web3, address)
 
+    def nonce_at(self, address: str, block: int) -> int:
+        """How many of the address's transactions were mined up to a block."""
+        asked = cast("ChecksumAddress", address)
+        return ask("nonce", lambda: self._web3.eth.get_transaction_count(asked, block))
+
     def sign(self, signer: Signer, call: Call, nonce: int) -> SignedTransaction:
         """Signs ``call`` under a nonce of the caller's choice, after trying it on the latest state.
 
@@ -184,7 +189,12 @@ class ChainClient:
         function = self._contracts[call.contract].get_function_by_name(call.function)(*call.arguments)
         data = cast("HexStr", function._encode_transaction_data())  # noqa: SLF001 - web3 has no public name for it
         to = self.book.address(call.contract)
-        return sign(self._web3, signer, {"to": cast("ChecksumAddress", to), "data": data}, nonce, self.book.chain_id)
+        bare: TxParams = {"to": cast("ChecksumAddress", to), "data": data}
+        return sign(self._web3, signer, bare, nonce, self.book.chain_id)
+
+    def replace(self, signer: Signer, raw: bytes) -> SignedTransaction:
+        """Signs the same call and nonce again, with fees high enough to take the place of ``raw``; errors as `sign`."""
+        return replace(self._web3, signer, raw, self.book.chain_id)
 
     def broadcast(self, transaction: SignedTransaction) -> None:
         """Hands it to the node; one that the node has, or that was mined, is not sent twice."""
@@ -215,6 +225,6 @@ class ChainClient:
             raise Reverted(f"{call.contract}.{call.function} was mined in block {mined.block_number} and failed")
         return mined
 
-    def _read(self, contract: str, function: str, *arguments: Any) -> Any:
+    def _read(self, contract: str, function: str, *arguments: Any, block: int | str = "latest") -> Any:
         bound = self._contracts[contract].get_function_by_name(function)(*arguments)
-        return ask(f"{contract}.{function}", bound.call)
+        return ask(f"{contract}.{function}", lambda: bound.call(block_identifier=block))

@@ -9,6 +9,7 @@ from ledger.errors import (
     BudgetExceeded,
     InsufficientFunds,
     NoHold,
+    Overdrawn,
     SourceConflict,
     UsageIsFinal,
     UsageOutOfOrder,
@@ -222,14 +223,18 @@ def test_nothing_is_booked_into_time_that_is_final(funded, use, clock):
         funded.charge("lease-1", use(2, 2000))
 
 
-def test_dc_leave_by_exit_and_nobody_exits_more_than_available(funded):
+def test_dc_leave_by_exit_and_nobody_exits_more_than_is_available(funded):
     funded.deposit("alice", 5, "d")
-    funded.request_exit("alice", 900_000, "x")
+    for _ in range(2):
+        assert funded.request_exit("alice", 900_000, "x") == 900_000
     assert funded.balance("alice") == Balance(60_005, 40_000, 900_000)
-    with pytest.raises(InsufficientFunds):
-        funded.request_exit("alice", 60_006, "y")
+    assert funded.request_exit("alice", 2**256 - 1, "y") == 60_005
+    assert funded.request_exit("alice", 1, "z") == 0
+    assert funded.balance("alice") == Balance(0, 40_000, 960_005)
+    with pytest.raises(Overdrawn):
+        funded.exit_paid("alice", 960_006, "q")
     funded.exit_paid("alice", 900_000, "p")
-    assert funded.balance("alice") == Balance(60_005, 40_000, 0)
+    assert funded.balance("alice") == Balance(0, 40_000, 60_005)
 
 
 def test_a_ledger_that_did_all_of_this_audits_clean(funded, session, use, clock):
