@@ -37,9 +37,9 @@ class _Cluster:
 
     def retry(self, now_s: int) -> None:
         """Let those who wait try again in the queue's order; like demands that have just failed are not tried twice."""
-        entries = [Waiting(str(index), since_s * 1000) for index, since_s in self.waiting.items()]
+        ordered = next_up([self._entry(index) for index in self.waiting], now_s * 1000)
         failed: set[tuple[int, int, int, int, tuple[str, ...]]] = set()
-        for entry in next_up(entries, now_s * 1000):
+        for entry in ordered:
             index = int(entry.name)
             pod = self.pods[index]
             shape = (pod.cpu_milli, pod.memory_mib, pod.gpus, pod.milli, pod.models)
@@ -50,9 +50,12 @@ class _Cluster:
             else:
                 failed.add(shape)
 
+    def _entry(self, index: int) -> Waiting:
+        return Waiting(str(index), self.waiting[index] * 1000)
+
 
 def replay(nodes: list[TraceNode], pods: list[Pod], packer: Packer, speedup: float) -> dict[str, float]:
-    """Waiting times and time-averaged allocation of the trace, played `speedup` times as densely.
+    """Waiting times of the trace, played `speedup` times as densely, and allocation on average while pods arrive.
 
     Raises:
         TraceError: pods without times, or none at all.
@@ -64,11 +67,14 @@ def replay(nodes: list[TraceNode], pods: list[Pod], packer: Packer, speedup: flo
         raise TraceError("a pod has no creation_time or deletion_time: this file has no times to replay")
     capacity = sum(node.gpus for node in nodes) * 1000
     arrivals = sorted((int((pod.created_s or 0) / speedup), index) for index, pod in enumerate(pods))
-    cluster, position, now_s, area, start_s = _Cluster(packer, pods), 0, arrivals[0][0], 0, arrivals[0][0]
-    while position < len(arrivals):
-        ends = cluster.leaving and cluster.leaving[0][0] <= arrivals[position][0]
-        then_s = cluster.leaving[0][0] if ends else arrivals[position][0]
-        area += cluster.held_milli * (then_s - now_s)
+    cluster, position, area, start_s = _Cluster(packer, pods), 0, 0, arrivals[0][0]
+    now_s = until_s = start_s
+    while position < len(arrivals) or cluster.leaving:
+        coming_s = arrivals[position][0] if position < len(arrivals) else None
+        ends = bool(cluster.leaving) and (coming_s is None or cluster.leaving[0][0] <= coming_s)
+        then_s = cluster.leaving[0][0] if ends or coming_s is None else coming_s
+        if coming_s is not None:
+            area, until_s = area + cluster.held_milli * (then_s - now_s), then_s
         now_s = then_s
         if ends:
             cluster.leave(heapq.heappop(cluster.leaving)[1])
@@ -77,15 +83,15 @@ def replay(nodes: list[TraceNode], pods: list[Pod], packer: Packer, speedup: flo
             continue
         index = arrivals[position][1]
         position += 1
-        if not cluster.try_place(index, now_s, now_s):
-            cluster.waiting[index] = now_s
-    waits = sorted(cluster.waits_s + [now_s - since_s for since_s in cluster.waiting.values()])
+        cluster.waiting[index] = now_s
+        cluster.retry(now_s)
+    waits = sorted(cluster.waits_s)
     return {
-        "mean_alloc_pct": 100 * area / max(now_s - start_s, 1) / capacity,
+        "mean_alloc_pct": 100 * area / max(until_s - start_s, 1) / capacity,
         "wait_mean_s": statistics.mean(waits),
         "wait_p99_s": float(waits[len(waits) * 99 // 100]),
         "waited_pct": 100 * sum(wait > 0 for wait in waits) / len(waits),
-        "still_waiting": float(len(cluster.waiting)),
+        "never_placed": float(len(cluster.waiting)),
     }
 
 

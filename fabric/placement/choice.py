@@ -64,6 +64,18 @@ class Choice:
             return None
         return self._placement(Best(found.rows, None, int(able.size)), found.columns, found.leases)
 
+    def emptiest(self) -> frozenset[str]:
+        """The nodes of one cluster and kind where least is held, as many as wanted; empty when there are too few."""
+        nodes, best = self.request.nodes, (float("inf"), frozenset[str]())
+        for rows in self._by_group(self.screen.open_rows()):
+            if rows.size < nodes:
+                continue
+            held = self.fleet.size[rows] * WHOLE_MILLI - self.fleet.free[:, rows].sum(axis=0)
+            least = np.argsort(held, kind="stable")[:nodes]
+            names = frozenset(self.fleet.name_at(int(row)) for row in rows[least])
+            best = min(best, (float(held[least].sum()), names), key=lambda pair: pair[0])
+        return best[1]
+
     def offers(self) -> list[Offer]:
         orders = self._orders()
         rows = np.flatnonzero(np.isfinite(orders))

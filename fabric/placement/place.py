@@ -7,6 +7,7 @@ keeps what was worked out for earlier requests (`memo`); that changes speed, nev
 ```
 place(fleet: Fleet, request: Request, policy: Policy | None = None, *, now_ms: int = 0) -> Placement | Refusal
 offers(fleet: Fleet, request: Request) -> list[Offer]
+keep_clear(fleet: Fleet, request: Request) -> frozenset[str]
 as_held(placement: Placement, lease: str, *, safe_ms: int = 0, until_ms: int | None = None) -> Held
 ```
 """
@@ -54,6 +55,19 @@ def offers(fleet: Fleet, request: Request) -> list[Offer]:
     distinct = list(dict.fromkeys(found))
     distinct.sort(key=lambda offer: (offer.price_dc_per_gpu_hour, offer.rtt_ms or 0.0, offer.model, offer.cluster))
     return distinct
+
+
+def keep_clear(fleet: Fleet, request: Request) -> frozenset[str]:
+    """Nodes where room for a request that waits too long should collect: others get them as `exclude_nodes`.
+
+    As many nodes of one cluster and kind as the request wants, those where the least is held. Empty when nothing in the
+    fleet would ever do.
+    """
+    for index in range(len(request.gpu.specs)):
+        nodes = Choice(fleet, request, index, policy_for(request.objective)).emptiest()
+        if nodes:
+            return nodes
+    return frozenset()
 
 
 def as_held(placement: Placement, lease: str, *, safe_ms: int = 0, until_ms: int | None = None) -> Held:

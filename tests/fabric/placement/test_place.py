@@ -11,7 +11,7 @@ from fabric.placement.answer import Placement, Reason, Refusal, Verdict
 from fabric.placement.fleet import Fleet, Gpu, Held, Kind, Node
 from fabric.placement.grammar import GpuRequest, GpuSpec, parse_gpu
 from fabric.placement.outlook import CELLS, STEP_MILLI
-from fabric.placement.place import as_held, offers, place
+from fabric.placement.place import as_held, keep_clear, offers, place
 from fabric.placement.policy import BATCH
 from fabric.placement.request import Request
 
@@ -521,3 +521,17 @@ def test_a_held_lease_is_what_was_placed() -> None:
     fleet = fleet_of(node("n0"))
     answer = placed(place(fleet, ask("H100", tier="spot")))
     assert as_held(answer, "l", safe_ms=3, until_ms=9) == Held("l", "spot", answer.assignments, 3, 9)
+
+
+def test_room_for_who_waits_too_long_collects_where_least_is_held() -> None:
+    fleet = fleet_of(node("n0"), node("n1"), node("n2", cluster="ann-2"), node("n3", model="L4"))
+    for index, (name, count) in enumerate((("n0", 3), ("n1", 2), ("n2", 1))):
+        others = frozenset({"n0", "n1", "n2"} - {name})
+        lease(fleet, f"l{index}", ask(f"H100:{count}", exclude_nodes=others))
+    big = ask("H100:8")
+    assert refused(place(fleet, big)).kind is Verdict.TAKEN
+    assert keep_clear(fleet, big) == {"n2"}
+    assert keep_clear(fleet, ask("H100:8", nodes=2)) == {"n0", "n1"}
+    assert keep_clear(fleet, ask(["B200", "L4"])) == {"n3"}
+    assert keep_clear(fleet, ask("H100:9")) == frozenset()
+    assert placed(place(fleet, ask("H100", exclude_nodes=keep_clear(fleet, big)))).assignments[0].node != "n2"

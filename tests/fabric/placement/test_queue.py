@@ -1,9 +1,9 @@
-"""Waiting requests: priority, then age; nobody starves; small ones do not overtake a big one for ever."""
+"""Waiting requests: priority, then age; nobody starves; who waits too long is named."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.placement.queue import AGEING_MS, HOLD_BACK_MS, Waiting, held_back, next_up
+from fabric.placement.queue import AGEING_MS, OVERDUE_MS, Waiting, next_up, overdue
 
 waiting = st.lists(
     st.builds(
@@ -11,7 +11,6 @@ waiting = st.lists(
         st.integers(0, 99).map(str),
         st.integers(0, 10**7),
         st.integers(-3, 3),
-        st.sampled_from(["", "H100"]),
     ),
     unique_by=lambda one: one.name,
 )
@@ -46,8 +45,8 @@ def test_nobody_is_overtaken_by_who_comes_much_later(entries: list[Waiting], pri
         assert ordered == [one.name, "late"]
 
 
-def test_a_big_one_is_passed_by_until_it_has_waited_long_enough() -> None:
-    big, small, other = Waiting("big", 0, pool="H100"), Waiting("small", 5, pool="H100"), Waiting("other", 6, pool="L4")
-    ordered = next_up([small, other, big], 7)
-    assert held_back(ordered, "big", HOLD_BACK_MS - 1) == frozenset()
-    assert held_back(ordered, "big", HOLD_BACK_MS) == {"small"}
+def test_who_has_waited_too_long_is_named_first_come_first() -> None:
+    entries = [Waiting("c", 7), Waiting("a", 0), Waiting("b", 5, priority=1)]
+    assert overdue(entries, OVERDUE_MS - 1) == []
+    assert names(overdue(entries, OVERDUE_MS)) == ["a"]
+    assert names(overdue(entries, OVERDUE_MS + 7)) == ["b", "a", "c"]
