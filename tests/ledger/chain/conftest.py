@@ -1,23 +1,34 @@
 """The product's own EVM behind its JSON-RPC, with a clock that the tests move, and the contracts on it."""
 
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from eth_account import Account
 
 from fabric.wire.clock import ManualClock
 from fabric.wire.hashing import keccak256
+from ledger import contracts
 from ledger.chain import calls
 from ledger.chain.book import AddressBook
 from ledger.chain.calls import Call
 from ledger.chain.client import ChainClient
 from ledger.chain.deploy import Deployment, deploy
+from ledger.chain.errors import ChainUnreachable
 from ledger.chain.evm import Chain, serve
+from ledger.chain.rpc import ask, connect
 from ledger.chain.signer import Signer
 from ledger.chain.transactions import Receipt
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 BCT = USD = 10**18
 EPOCH_S, WINDOW_S = 600, 60
@@ -26,7 +37,7 @@ PEOPLE = ("deployer", "customer", "poster", "reporter", "registrar", "heidi", "i
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "evm" in getattr(item, "fixturenames", ()):
+        if {"evm", "anvil"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("chain")
 
 
@@ -143,3 +154,65 @@ def new_deployment(evm: Evm, deployment: Deployment) -> Callable[[], Deployed]:
 @pytest.fixture
 def deployed(new_deployment: Callable[[], Deployed]) -> Deployed:
     return new_deployment()
+
+
+class Anvil:
+    """An anvil of our own, with the contracts on it; it mines a block per transaction and reorganises when told."""
+
+    def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
+        self.url, self.process = url, process
+        self.people = {person: signer_of(person) for person in PEOPLE}
+        for signer in self.people.values():
+            self.request("anvil_setBalance", signer.address, hex(10**24))
+
+    def address(self, person: str) -> str:
+        return self.people[person].address
+
+    def request(self, method: str, *params):
+        assert self.process.poll() is None, "our own anvil has died; whoever answers is a stranger"
+        answer = connect(self.url).provider.make_request(method, list(params))
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def mine(self, blocks: int = 1) -> None:
+        self.request("anvil_mine", hex(blocks))
+
+    def reorg(self, depth: int) -> None:
+        """Replaces so many blocks at the end by as many empty ones."""
+        self.request("anvil_reorg", depth, [])
+
+
+@pytest.fixture(scope="module")
+def anvil() -> Iterator[Anvil]:
+    binary = find_anvil()
+    if binary is None:
+        pytest.skip("needs anvil: npm ci --ignore-scripts in ledger/contracts")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(binary), "--hardfork", "prague", "--port", str(port), "--silent"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_for(url, process)
+        yield Anvil(url, process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def find_anvil() -> Path | None:
+    """The binary on the PATH, else the one of the contracts' development packages."""
+    found = shutil.which("anvil")
+    beside = Path(contracts.__file__).parent / "node_modules" / "@foundry-rs"
+    return Path(found) if found else next(beside.glob("anvil-*/bin/anvil"), None)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(ChainUnreachable):
+            ask("chain id", lambda: connect(url).eth.chain_id)
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"anvil did not answer at {url}")

@@ -1,20 +1,19 @@
 """The indexer on chains made up by hypothesis: reorgs, kills and strangers, always equal to a reading from zero."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 
 import pytest
 from eth_abi.abi import encode
 from eth_utils.abi import event_abi_to_log_topic
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, select, text
+from indexed import BOOK, START, WALLETS, Killed, Place
+from sqlalchemy import select, text
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session
 
-from fabric.wire.clock import ManualClock
 from fabric.wire.hashing import keccak256
 from ledger import accounts
 from ledger.book import Book
@@ -25,18 +24,14 @@ from ledger.chain.events import RawLog
 from ledger.chain.following import Block
 from ledger.chain.index import Index
 from ledger.chain.indexer import Did, Indexer
-from ledger.chain.tables import EVENT_ROWS, BlockRow, CursorRow, DepositRow, create_chain_schema
+from ledger.chain.tables import BlockRow, CursorRow, DepositRow
 from ledger.contracts import artifact
-from ledger.database import open_engine
 from ledger.entries import MAX_DC
-from ledger.store import Balance, Ledger
-from ledger.tables import create_schema, table_of
+from ledger.store import Balance
 
-START, CONFIRMATIONS = 3, 2
-WALLETS = {"alice": "0x" + "a1" * 20, "bob": "0x" + "b0" * 20}
+CONFIRMATIONS = 2
 STRANGER, HEIDI = "0x" + "5e" * 20, "0x" + "4e" * 20
 GPU = keccak256(b"gpu")
-BOOK = AddressBook(1337, START, *("0x" + digit * 40 for digit in "12345"))
 
 
 def log(contract: str, event: str, *values, at: int = 0) -> RawLog:
@@ -97,79 +92,6 @@ class MadeUpChain:
         self.mine(*contents, salt=salt)
 
 
-@cache
-def empty_database() -> bytes:
-    """Made once: creating some forty tables and their triggers takes longer than most of these tests."""
-    engine = open_engine("sqlite://")
-    with engine.begin() as connection:
-        create_schema(connection)
-        create_chain_schema(connection)
-    with engine.connect() as connection:
-        connection.connection.driver_connection.rollback()
-        return connection.connection.driver_connection.serialize()
-
-
-class Killed(BaseException):
-    """The process is gone, in the middle of what it did."""
-
-
-class Place:
-    """A database that can be made to die at the n-th transaction from now, before or after its commit."""
-
-    def __init__(self) -> None:
-        self.engine: Engine = open_engine("sqlite://")
-        with self.engine.connect() as connection:
-            connection.connection.driver_connection.rollback()
-            connection.connection.driver_connection.deserialize(empty_database())
-        self.dies_in: int | None = None
-        self.after_commit = False
-        self.clock = ManualClock()
-
-    @contextmanager
-    def write(self) -> Iterator[Session]:
-        with Session(self.engine) as session:
-            yield session
-            dying = self.dies_in == 0
-            if self.dies_in is not None:
-                self.dies_in -= 1
-            if dying and not self.after_commit:
-                raise Killed
-            session.commit()
-            if dying:
-                raise Killed
-
-    @contextmanager
-    def read(self) -> Iterator[Session]:
-        with Session(self.engine) as session:
-            yield session
-
-    def ledger(self, session: Session) -> Ledger:
-        return Ledger(session, self.clock)
-
-    def link(self) -> None:
-        with self.write() as session:
-            for customer, wallet in WALLETS.items():
-                link_wallet(session, self.ledger(session), wallet, customer, at_ms=0)
-
-    def indexer(self, chain: MadeUpChain, confirmations: int = CONFIRMATIONS) -> Indexer:
-        return Indexer(chain, self, self.ledger, BOOK, self.clock, confirmations=confirmations)
-
-    def events(self) -> dict[str, list[tuple]]:
-        """All that the chain said, as rows."""
-        with self.read() as session:
-            tables = [table_of(row) for row in EVENT_ROWS]
-            return {table.name: sorted(map(tuple, session.execute(select(table)))) for table in tables}
-
-    def final(self) -> int:
-        with self.read() as session:
-            status = Index(session).status()
-            return START - 1 if status is None else status.final
-
-    def balances(self) -> dict[str, Balance]:
-        with self.read() as session:
-            return {customer: self.ledger(session).balance(customer) for customer in WALLETS}
-
-
 def expected_balances(chain: MadeUpChain, final: int) -> dict[str, Balance]:
     """A model in plain Python: what final blocks say, in their order."""
     available, exiting = dict.fromkeys(WALLETS, 0), dict.fromkeys(WALLETS, 0)
@@ -192,7 +114,7 @@ def expected_balances(chain: MadeUpChain, final: int) -> dict[str, Balance]:
 def reread(chain: MadeUpChain) -> Place:
     place = Place()
     place.link()
-    assert place.indexer(chain).run(1000) is Did.RESTED
+    assert place.indexer(chain, CONFIRMATIONS).run(1000) is Did.RESTED
     return place
 
 
@@ -211,7 +133,7 @@ contents = st.lists(st.lists(said, max_size=3), max_size=6)
 def test_after_any_reorg_the_tables_equal_a_reading_from_zero_and_final_money_is_booked_once(first, reorgs):
     chain, place = MadeUpChain(), Place()
     place.link()
-    indexer = place.indexer(chain)
+    indexer = place.indexer(chain, CONFIRMATIONS)
     chain.mine(*first)
     indexer.run(1000)
     for depth, made, steps in reorgs:
@@ -237,10 +159,10 @@ def test_killed_at_any_transaction_it_goes_on_and_books_nothing_twice(after_comm
             if change is not None:
                 change()
             try:
-                place.indexer(chain).run(1000)
+                place.indexer(chain, CONFIRMATIONS).run(1000)
             except Killed:
                 killed = True
-                place.indexer(chain).run(1000)
+                place.indexer(chain, CONFIRMATIONS).run(1000)
         assert killed == (dies_in < 10), "each transaction was the last one once"
         assert place.events() == reread(chain).events()
         assert place.balances() == {"alice": Balance(10, 0, 0), "bob": Balance(7, 0, 0)}
@@ -251,7 +173,7 @@ def test_a_reorg_below_finality_halts_for_good_and_changes_no_row(depth):
     chain, place = MadeUpChain(), Place()
     place.link()
     chain.mine(*[[deposited(WALLETS["alice"], number)] for number in range(1, 9)])
-    indexer = place.indexer(chain)
+    indexer = place.indexer(chain, CONFIRMATIONS)
     indexer.run(1000)
     before, kept = place.events(), list(chain.blocks)
     chain.reorg(depth, *[[]] * (depth + 1))
@@ -263,7 +185,7 @@ def test_a_reorg_below_finality_halts_for_good_and_changes_no_row(depth):
     assert did is Did.HALTED
     assert (place.events(), place.balances()["alice"].available) == (before, 1 + 2 + 3 + 4 + 5 + 6)
     chain.mine([], [])
-    assert place.indexer(chain).run(1000) is Did.HALTED, "also after a restart"
+    assert place.indexer(chain, CONFIRMATIONS).run(1000) is Did.HALTED, "also after a restart"
     with place.read() as session:
         assert "below finality" in Index(session).status().halted
     with pytest.raises(StillHalted, match="below finality"):
@@ -277,7 +199,7 @@ def test_a_final_claim_beyond_what_was_promised_halts_before_anything_of_its_blo
     chain, place = MadeUpChain(), Place()
     place.link()
     chain.mine([deposited(WALLETS["alice"], 5)], [deposited(WALLETS["alice"], 6), claimed(1)], [])
-    indexer = place.indexer(chain, confirmations=0)
+    indexer = place.indexer(chain, 0)
     assert indexer.run(1000) is Did.HALTED
     assert place.balances()["alice"].available == 5
     with place.read() as session:
@@ -287,7 +209,7 @@ def test_a_final_claim_beyond_what_was_promised_halts_before_anything_of_its_blo
 def test_burned_bct_can_be_minted_again_once_final():
     chain, place = MadeUpChain(), Place()
     chain.mine([minted(10**18), minted(1)], [], [])
-    place.indexer(chain).run(1000)
+    place.indexer(chain, CONFIRMATIONS).run(1000)
     with place.read() as session:
         assert Book(session).balance(accounts.remintable()) == 10**18 + 1
 
@@ -296,7 +218,7 @@ def test_what_a_wallet_did_waits_until_it_is_linked_and_is_then_booked_once():
     chain, place = MadeUpChain(), Place()
     chain.mine([deposited(WALLETS["alice"], 10), exit_requested(WALLETS["alice"], 4)], [], [])
     chain.mine([deposited(WALLETS["alice"], 100)])
-    indexer = place.indexer(chain)
+    indexer = place.indexer(chain, CONFIRMATIONS)
     indexer.run(1000)
     assert place.balances()["alice"] == Balance(0, 0, 0)
     place.link()
@@ -321,7 +243,7 @@ def test_a_wallet_is_one_customers_and_a_customer_has_one_wallet():
 
 def test_a_database_follows_one_deployment():
     chain, place = MadeUpChain(), Place()
-    place.indexer(chain).run(1)
+    place.indexer(chain, CONFIRMATIONS).run(1)
     other = AddressBook(1337, START, *("0x" + digit * 40 for digit in "67890"))
     with pytest.raises(WrongChain, match="another database"):
         Indexer(chain, place, place.ledger, other, place.clock, confirmations=0).step()
@@ -342,10 +264,10 @@ def test_who_was_overtaken_writes_nothing():
 
     class Slow(MadeUpChain):
         def logs(self, block: Block) -> list[RawLog]:
-            place.indexer(chain).step()
+            place.indexer(chain, CONFIRMATIONS).step()
             return super().logs(block)
 
-    assert place.indexer(Slow(chain.blocks, chain.contents)).step() is Did.NOT_OURS
+    assert place.indexer(Slow(chain.blocks, chain.contents), CONFIRMATIONS).step() is Did.NOT_OURS
     assert len(place.events()["chain_deposit"]) == 1
 
 
@@ -353,7 +275,7 @@ def test_who_was_overtaken_writes_nothing():
 def settled() -> Session:
     chain, place = MadeUpChain(), Place()
     chain.mine([deposited(STRANGER, 1)], [deposited(STRANGER, 2)], [deposited(STRANGER, 3)])
-    place.indexer(chain, confirmations=1).run(10)
+    place.indexer(chain, 1).run(10)
     return Session(place.engine)
 
 
