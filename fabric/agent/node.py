@@ -119,6 +119,8 @@ class Node:
         await asyncio.to_thread(self._journal.sync)
         if self._control is not None:
             self._control.close()
+        if self._config.listen.startswith("unix:"):
+            _socket_path(self._config).unlink(missing_ok=True)
         await asyncio.to_thread(self._isolation.close)
         self._journal.close()
 
@@ -376,7 +378,7 @@ class Node:
         loop = asyncio.get_running_loop()
         kind, _, where = self._config.listen.partition(":")
         if kind == "unix":
-            _make_room(Path(where))
+            _make_room(_socket_path(self._config))
             return await loop.create_unix_server(self.serve, where), self._config.listen
         server = await loop.create_server(self.serve, where, 0, family=socket.AF_INET)
         return server, f"tcp:{where}:{server.sockets[0].getsockname()[1]}"
@@ -463,6 +465,10 @@ def _open_meters(journal: Journal) -> list[LeaseMeter]:
 def _held(meter: LeaseMeter | None) -> Held:
     assert meter is not None
     return Held(meter.lease, meter.generation, meter.last_ns, meter.to_state())
+
+
+def _socket_path(config: NodeConfig) -> Path:
+    return Path(config.listen.removeprefix("unix:"))
 
 
 def _make_room(path: Path) -> None:

@@ -4,6 +4,7 @@
 import hashlib
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -376,6 +377,28 @@ async def test_what_a_restarted_node_had_open_is_closed_at_the_last_moment_known
     assert closed.ns == finished.ns == last
     assert second.hello["leases"] == []
     await second.stop()
+
+
+async def test_a_stopped_node_leaves_no_socket_and_no_child_behind(make_site):
+    site = make_site()
+    await site.start()
+    customer = await site.leased()
+    customer.call(customer.function(os.getpid))
+    pidfd = os.pidfd_open((await customer.outcomes(1))[0])
+    await site.stop()
+    assert os.listdir(site.sockets.name) == []  # noqa: PTH208 - one line, no event loop to hold up
+    assert select.select([pidfd], [], [], 5)[0]
+    os.close(pidfd)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770])
+async def test_a_socket_folder_that_others_can_enter_is_refused(make_site, tmp_path, mode):
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(mode)
+    site = make_site(listen=f"unix:{folder}/n")
+    with pytest.raises(PermissionError, match="0700"):
+        await site.start()
 
 
 async def test_the_tcp_address_of_a_node_serves_as_the_unix_one_does(make_site):
