@@ -145,7 +145,7 @@ class Outlook:
         wanted = share * np.array([spec.count_min * spec.milli for spec, _, _ in wishes], np.float64)
         masks, which = np.unique(allowed, axis=0, return_inverse=True)
         load = np.bincount(which.ravel(), wanted, minlength=len(masks))
-        if not gpus.sum() or not load.sum():
+        if not gpus.sum() or not load.sum() or masks.all():
             return np.zeros(gpus.size)
         load *= gpus.sum() / load.sum()
         pressure = np.ones(gpus.size)
