@@ -1,6 +1,6 @@
 """Starts a control plane: `python -P -m api`. Settings come from `FABRIC_` keys of the environment.
 
-Exit codes: 0 stopped as asked, 1 database or bootstrap file cannot be used, 2 wrong settings, 3 the port is taken.
+Exit codes: 0 stopped as asked, 1 database, bootstrap file or chain unusable, 2 wrong settings, 3 the port is taken.
 """
 
 import logging
@@ -20,6 +20,8 @@ from api.settings import Settings
 from fabric.wire.clock import SystemClock
 from fabric.wire.keys import UnknownKey, refuse_unknown
 from fabric.wire.link import MAX_MESSAGE_BYTES
+from ledger.chain.errors import ChainError
+from ledger.chain.settings import ChainSettings
 
 EXIT_UNUSABLE, EXIT_SETTINGS, EXIT_PORT = 1, 2, 3
 
@@ -30,8 +32,8 @@ def main() -> None:
     _log_as_json(settings.log_level)
     listener = _listen(settings.host, settings.port)
     try:
-        app = create_app(settings, SystemClock())
-    except (DatabaseUnusable, BootstrapError) as error:
+        app = create_app(settings, SystemClock(), chain=ChainSettings())
+    except (DatabaseUnusable, BootstrapError, ChainError) as error:
         _stop(str(error), EXIT_UNUSABLE)
     host, port = listener.getsockname()[:2]
     structlog.get_logger(__name__).info("control plane listens", url=f"http://{host}:{port}")

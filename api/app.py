@@ -18,6 +18,7 @@ from api.routes import account, agent, audit, blobs, enrol, health, inventory, l
 from api.settings import Settings
 from api.signals import CAPACITY
 from fabric.wire.clock import Clock
+from ledger.chain.settings import ChainSettings
 
 _log = structlog.get_logger(__name__)
 _ROUTES = (health, account, offers, runs, leases, sessions, blobs, inventory, enrol, ledger, audit, agent)
@@ -31,18 +32,22 @@ ledger's totals need no account; everything else needs `Authorization: Bearer <A
 """
 
 
-def create_app(settings: Settings, clock: Clock, *, tick_s: float | None = 1.0) -> FastAPI:
+def create_app(
+    settings: Settings, clock: Clock, *, tick_s: float | None = 1.0, chain: ChainSettings | None = None
+) -> FastAPI:
     """The application, with its database open and migrated.
 
     Args:
         settings: of this process.
         clock: its wall clock is the fabric's time.
         tick_s: seconds between beats and sweeps; None for none: whoever drives a clock by hand calls `tick`.
+        chain: where epochs are settled; None for nowhere.
 
     Raises:
-        DatabaseUnusable: corrupt, or of a newer version. BootstrapError: the bootstrap file is wrong.
+        DatabaseUnusable: corrupt, or of a newer version. BootstrapError: the bootstrap file is wrong. ChainError: the
+            chain's settings cannot be used.
     """
-    plane = build(settings, clock)
+    plane = build(settings, clock, chain)
     try:
         if settings.bootstrap is not None:
             bootstrap.apply(plane, settings.bootstrap)
@@ -66,6 +71,15 @@ async def tick(app: FastAPI) -> None:
     await app.state.agents.beat()
     await to_thread.run_sync(sweeps.sweep, plane)
     await to_thread.run_sync(ledger_jobs.tick, plane)
+    if plane.chain is not None:
+        await to_thread.run_sync(_chain_job(plane))
+
+
+def _chain_job(plane: Plane) -> Callable[[], None]:
+    """Index, close, settle; imported only where there is a chain."""
+    from api.chain_jobs import ChainJobs
+
+    return ChainJobs(plane).tick
 
 
 def _lifespan(tick_s: float | None) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
@@ -81,6 +95,9 @@ def _lifespan(tick_s: float | None) -> Callable[[FastAPI], contextlib.AbstractAs
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(ledger_jobs.tick, plane))),
                 asyncio.create_task(_every(3600, lambda: to_thread.run_sync(plane.blobs.expire))),
             ]
+        if tick_s is not None and plane.chain is not None:
+            chain_job = _chain_job(plane)
+            jobs.append(asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(chain_job))))
         try:
             yield
         finally:

@@ -70,6 +70,11 @@ def read(path: Path) -> Bootstrap:
 
 def _customer(plane: Plane, session: Session, declared: Customer) -> None:
     now = plane.now_ms()
+    if declared.test_balance_dc and plane.chain is not None:
+        raise BootstrapError(
+            f"customer {declared.id} has a test balance, and with a chain only deposited DC can be burned; "
+            "set its test_balance_dc to 0, or unset FABRIC_CHAIN_URL and FABRIC_CHAIN_ADDRESSES"
+        )
     if session.get(CustomerRow, declared.id) is None:
         test = declared.test_balance_dc > 0
         session.add(CustomerRow(id=declared.id, name=declared.name, test=test, created_ms=now))

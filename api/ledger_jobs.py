@@ -3,6 +3,8 @@
 What they compute is the ledger's; this decides only when, and which epochs are due.
 """
 
+from collections.abc import Callable
+
 from sqlalchemy import func, select
 from sqlmodel import Session
 
@@ -25,24 +27,57 @@ def tick(plane: Plane) -> None:
             return
         plane.ledger(session).finalise_usage()
         Sealer(session).seal(plane.now_ms())
-    close_over(plane)
+    if plane.chain is None:
+        close_over(plane)
 
 
 def close_over(plane: Plane) -> list[int]:
-    """Close every epoch that is over, in order, at most a few at a time; returns their numbers."""
+    """Close every epoch that is over, in order, at most a few at a time; returns their numbers.
+
+    With a chain an epoch may have to wait for it; why stands in the chain's link then.
+
+    Raises:
+        ChainError: the chain does not answer, or contradicts the ledger.
+    """
     closed: list[int] = []
     while len(closed) < _CLOSES_PER_TICK:
+        terms_of = _terms(plane)
+        if terms_of is None:
+            return closed
         with plane.database.write() as session:
             number = due(plane, session)
             if number is None or locks.hold(plane, session, _LOCK) is None:
                 return closed
-            plane.ledger(session).close_epoch(number, EpochTerms(payer_salt=plane.payer_salt))
+            terms = terms_of(session, number)
+            if terms is None:
+                return closed
+            plane.ledger(session).close_epoch(number, terms)
             closed.append(number)
     return closed
 
 
+def _terms(plane: Plane) -> Callable[[Session, int], EpochTerms | None] | None:
+    """Gives the terms of the epoch that is due, in its transaction; None where it must wait."""
+    if plane.chain is None:
+        return lambda _session, _number: EpochTerms(payer_salt=plane.payer_salt)
+    from ledger.chain.terms import Waiting, ask_chain, standing, terms_from
+
+    with plane.database.read() as session:
+        number, status = due(plane, session), standing(session)
+    if number is None:
+        return None
+    facts = ask_chain(plane.chain, status, number, plane.ledger_settings.schedule)
+    plane.chain.close_waits = facts.why if isinstance(facts, Waiting) else ""
+    if isinstance(facts, Waiting):
+        return None
+    link = plane.chain
+    return lambda inside, due_now: (
+        terms_from(inside, link, facts, payer_salt=plane.payer_salt) if due_now == facts.epoch else None
+    )
+
+
 def due(plane: Plane, session: Session) -> int | None:
-    """The next epoch to close, if it is over; the first one is that of the first usage."""
+    """The next epoch to close, if it is over; the first is that of the first usage, with a chain the chain's first."""
     number = next_epoch(plane, session)
     if number is None or plane.now_ms() < clock_of(plane).end(number):
         return None
@@ -50,10 +85,12 @@ def due(plane: Plane, session: Session) -> int | None:
 
 
 def next_epoch(plane: Plane, session: Session) -> int | None:
-    """The oldest epoch that is not closed; None before the first usage."""
+    """The oldest epoch that is not closed; without a chain None before the first usage."""
     last = queries.epochs(session, limit=1).items
     if last:
         return last[0].n + 1
+    if plane.chain is not None:
+        return 0
     first = session.scalar(select(func.min(UsageRow.accepted_ms)))  # type: ignore[arg-type]
     return None if first is None else clock_of(plane).at(first + plane.ledger_settings.final_after_ms)
 

@@ -3,6 +3,7 @@
 import secrets
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from nacl.signing import SigningKey
 from sqlalchemy import func, select, update
@@ -20,15 +21,20 @@ from api.steady import SteadyClock
 from api.tables import ClusterRow, FactRow, UptimeRow
 from fabric.wire.clock import Clock
 from fabric.wire.ids import new_id
+from ledger.chain.errors import ChainError, Disagreement
+from ledger.chain.settings import ChainSettings
 from ledger.settings import LedgerSettings
 from ledger.store import Ledger
+
+if TYPE_CHECKING:
+    from ledger.chain.link import ChainLink  # web3 with it, which a control plane without a chain does not need
 
 _FABRIC_ID, _PAYER_SALT, _GENESIS, _EPOCH_MS = "fabric_id", "payer_salt", "genesis_ms", "epoch_ms"
 
 
 @dataclass(frozen=True)
 class Plane:
-    """The parts that shells share. `life` names this life of the process."""
+    """The parts that shells share. `life` names this life of the process; `chain` is None where none is configured."""
 
     settings: Settings
     clock: Clock
@@ -41,6 +47,7 @@ class Plane:
     fabric_id: str
     payer_salt: bytes
     ledger_settings: LedgerSettings
+    chain: "ChainLink | None"
     life: str
     version: str
 
@@ -52,12 +59,14 @@ class Plane:
         return self.clock.now_ms()
 
 
-def build(settings: Settings, clock: Clock) -> Plane:
+def build(settings: Settings, clock: Clock, chain_settings: ChainSettings | None = None) -> Plane:
     """Open the state directory and the database, migrate it, and put the parts together.
 
     Raises:
         DatabaseUnusable: corrupt, or of a newer version of this program.
+        ChainError: the chain's settings cannot be used; on the first start also when the chain does not answer.
     """
+    chain = _link(chain_settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     signals = Signals()
     database = Database(settings.sqlalchemy_url, signals.notify)
@@ -65,7 +74,7 @@ def build(settings: Settings, clock: Clock) -> Plane:
         database.check()
         migrate(database)
         life = new_id("life")
-        steady, facts = _begin(database, clock, life, settings)
+        steady, facts = _begin(database, clock, life, settings, chain)
     except BaseException:
         database.close()
         raise
@@ -87,25 +96,31 @@ def build(settings: Settings, clock: Clock) -> Plane:
         fabric_id=facts[_FABRIC_ID],
         payer_salt=bytes.fromhex(facts[_PAYER_SALT]),
         ledger_settings=replace(settings.ledger, genesis_ms=int(facts[_GENESIS])),
+        chain=chain,
         life=life,
         version=_version(),
     )
 
 
-def _begin(database: Database, clock: Clock, life: str, settings: Settings) -> tuple[SteadyClock, dict[str, str]]:
+def _begin(
+    database: Database, clock: Clock, life: str, settings: Settings, chain: "ChainLink | None"
+) -> tuple[SteadyClock, dict[str, str]]:
     """Note that a life begins, its clock no earlier than the last one ended; facts are made on the first start."""
-    with database.write() as session:
+    epoch_ms = settings.ledger.epoch_ms
+    with database.read() as session:
         last = session.scalar(select(func.max(UptimeRow.last_seen_ms)))  # type: ignore[arg-type]
-        steady = SteadyClock(clock, not_before_ms=last or 0)
+        known = session.get(FactRow, _GENESIS)
+    steady = SteadyClock(clock, not_before_ms=last or 0)
+    genesis_ms = _genesis_ms(steady.now_ms(), epoch_ms, chain) if known is None else int(known.value)
+    with database.write() as session:
         now = steady.now_ms()
         session.add(UptimeRow(id=life, started_ms=now, last_seen_ms=now))
         if database.is_sqlite:  # one process: whoever was connected to the one before is not
             session.execute(update(ClusterRow).values(connected=False))
-        epoch_ms = settings.ledger.epoch_ms
         facts = {
             _FABRIC_ID: secrets.token_hex(16),
             _PAYER_SALT: secrets.token_hex(32),
-            _GENESIS: str(now - now % epoch_ms),
+            _GENESIS: str(genesis_ms),
             _EPOCH_MS: str(epoch_ms),
         }
         for name, value in facts.items():
@@ -116,6 +131,29 @@ def _begin(database: Database, clock: Clock, life: str, settings: Settings) -> t
             f"{settings.epoch_s}; set it back, or use another state directory"
         )
     return steady, facts
+
+
+def _link(settings: ChainSettings | None) -> "ChainLink | None":
+    if settings is None or not settings.has_chain:
+        return None
+    try:
+        from ledger.chain.link import ChainLink
+    except ModuleNotFoundError as missing:
+        raise ChainError(
+            f"a chain is configured and {missing.name} is not installed; pip install 'berkeley-compute[chain]'"
+        ) from None
+    return ChainLink.from_settings(settings)
+
+
+def _genesis_ms(now_ms: int, epoch_ms: int, chain: "ChainLink | None") -> int:
+    """When epoch 0 begins: where the contract says, else with the running stretch of time."""
+    if chain is None:
+        return now_ms - now_ms % epoch_ms
+    genesis_ms = chain.span_s()[0] * 1000
+    chain.expect_epochs(genesis_ms, epoch_ms)
+    if genesis_ms > now_ms:
+        raise Disagreement(f"epoch 0 begins on the chain at second {genesis_ms // 1000}; start the control plane then")
+    return genesis_ms
 
 
 def _fact(session: Session, name: str, value: str) -> str:
