@@ -37,6 +37,7 @@ KNOWN_KEYS = frozenset(
         "FABRIC_CHAIN_KEYSTORE",
         "FABRIC_CHAIN_KEYSTORE_PASSWORD",
         "FABRIC_CHAIN_KEY",
+        "FABRIC_CHAIN_CONFIRMATIONS",
         # agent
         "FABRIC_AGENT_CONFIG",
         # set by the agent for a job, never by a person

@@ -14,6 +14,7 @@ from ledger.chain.book import CONTRACT_FIELDS, AddressBook
 from ledger.chain.calls import Call
 from ledger.chain.errors import NoContract, Reverted, WrongChain
 from ledger.chain.following import Block
+from ledger.chain.reading import BlockReader
 from ledger.chain.rpc import ask, connect
 from ledger.chain.signer import Signer
 from ledger.chain.transactions import Receipt, SignedTransaction, broadcast, next_nonce, receipt, replace, sign, wait
@@ -54,6 +55,10 @@ class ChainClient:
         return cls(web3, book)
 
     # Blocks
+
+    def blocks(self) -> BlockReader:
+        """What the indexer reads."""
+        return BlockReader(self._web3, self.book)
 
     def head(self, block: int | str = "latest") -> Block:
         """The block of a number, or the ``latest``, ``safe`` or ``finalized`` one."""
