@@ -1,6 +1,6 @@
 """A database to index into, which can die at any transaction; what the tests of the indexer share."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 
@@ -91,6 +91,12 @@ class Place:
             status = Index(session).status()
             return -1 if status is None else status.final
 
-    def balances(self) -> dict[str, Balance]:
+    def balances(self, customers: Iterable[str] = WALLETS) -> dict[str, Balance]:
         with self.read() as session:
-            return {customer: self.ledger(session).balance(customer) for customer in WALLETS}
+            return {customer: self.ledger(session).balance(customer) for customer in customers}
+
+    def dump(self) -> bytes:
+        """The database as a file's bytes."""
+        with self.engine.connect() as connection:
+            connection.connection.driver_connection.rollback()
+            return connection.connection.driver_connection.serialize()
