@@ -131,7 +131,12 @@ class Channel:
         if self._over:
             return
         self._heard = time.monotonic()
-        header, body = frames.unpack(message)
+        try:
+            self._on_frame(*frames.unpack(message))
+        except (ValueError, TypeError, LookupError) as error:
+            self._on_closed(Reason.INTERNAL_ERROR, f"the node sent what is no frame of ours: {error}")
+
+    def _on_frame(self, header: list[Any], body: memoryview) -> None:
         if header[0] == channel.READY:
             self._on_ready(header[1])
         elif header[0] == channel.CLOSED:

@@ -5,7 +5,7 @@ means is decided by `fabric.client.tasks`, how many are sent by `fabric.client.p
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -77,7 +77,7 @@ class Crew:
             self._office.registrar.note(self._noted, RunState.RUNNING)
             self._join(held)
         else:
-            self._office.start(self._obtain())
+            self._start(self._obtain())
         self._schedule_tick()
 
     def add(self, tasks: Sequence[tuple[int, Sequence[Piece]]]) -> None:
@@ -153,8 +153,21 @@ class Crew:
             return 1
         return max(1, min(limit, self._total)) if self._total else limit
 
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._office.start(self._or_break(coroutine))
+
+    async def _or_break(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Nobody waits for these coroutines: whatever they raise ends the run, so that no caller waits in vain."""
+        try:
+            await coroutine
+        except Error as error:
+            self._break(error)
+        except Exception as error:  # noqa: BLE001 - the outermost of what runs in the background
+            self._break(ServiceError(f"an answer was not understood: {type(error).__name__}: {error}", run=self.run))
+
     async def _obtain(self) -> None:
         """Post the run and open what it is granted."""
+        self._asking = True
         try:
             answer = await self._office.plane.create_run(self._request(), self._options.idempotency_key or self.run)
             if answer["id"] != self.run:
@@ -167,8 +180,8 @@ class Crew:
                 await self._report(RunState.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
                 return
             await self._open_routes({lease["id"]: lease for lease in answer["leases"]})
-        except Error as error:
-            self._break(error)
+        finally:
+            self._asking = False
 
     async def _open_routes(self, facts: dict[str, dict[str, Any]]) -> None:
         """Wait for routes that are not open yet and open them; returns when there was one, or the run is over.
@@ -179,17 +192,17 @@ class Crew:
         while not self._over:
             answer = await self._office.plane.route(self.run, wait_s=0 if self._leases else ROUTE_WAIT_S)
             new = [route_of(route) for route in answer["routes"] if route["lease"] not in self._seen]
+            self._seen.update(route.lease for route in new)
             if any(route.lease not in facts for route in new):
                 run = await self._office.plane.run(self.run)
                 facts = {lease["id"]: lease for lease in run["leases"]}
             for route in new:
-                self._seen.add(route.lease)
                 self._opening += 1
-                self._office.start(self._open(route, facts[route.lease]))
+                self._start(self._open(route, facts[route.lease]))
             state = RunState(answer["state"])
             if is_terminal(RUN_EDGES, state):
                 reason = Reason(answer["reason"] or Reason.INTERNAL_ERROR)
-                raise run_failed(reason, answer["message"] or EXPLANATIONS[reason], run=self.run)
+                self._break(run_failed(reason, answer["message"] or EXPLANATIONS[reason], run=self.run))
             if new or self._leases or self._opening:
                 return
 
@@ -348,7 +361,7 @@ class Crew:
             self._join(held)
         elif self._registered or self._seen:
             self._asking = True
-            self._office.start(self._ask(missing))
+            self._start(self._ask(missing))
 
     def _starve(self) -> bool:
         """Notes that no lease is left; gives up when that lasts longer than `queue_timeout`."""
@@ -379,9 +392,7 @@ class Crew:
             await self._open_routes({})
         except (NoCapacity, ServiceError) as error:
             if isinstance(error, ServiceError) and not error.retryable:
-                self._break(error)
-        except Error as error:
-            self._break(error)
+                raise
         finally:
             self._asking = False
 

@@ -75,14 +75,18 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def has_descendant(root: int, name: str) -> bool:
-    """Whether a process of this name (its first 15 bytes) lives below `root`; one that has ended does not count."""
-    for pid in descendants(root):
-        with suppress(OSError):
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-            if stat.partition("(")[2].rpartition(")")[0] == name and stat.rpartition(")")[2].split()[0] != "Z":
-                return True
-    return False
+def find_descendant(root: int, name: str) -> int | None:
+    """A living process of this name (its first 15 bytes) below `root`."""
+    return next((pid for pid in descendants(root) if is_alive(pid, name)), None)
+
+
+def is_alive(pid: int, name: str) -> bool:
+    """Whether `pid` is a process of this name that has not ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.partition("(")[2].rpartition(")")[0] == name and stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def kill_tree(root: int) -> None:

@@ -19,15 +19,23 @@ from fabric.local.control_plane import ControlPlaneProbe
 from fabric.local.home import Home, Status, gone_clients, write_private
 from fabric.local.part import Part
 from fabric.local.ports import free_ports, is_free
-from fabric.local.processes import adopt_orphans, end_descendants, has_descendant, kill_orphans, kill_tree, reap
+from fabric.local.processes import (
+    adopt_orphans,
+    end_descendants,
+    find_descendant,
+    is_alive,
+    kill_orphans,
+    kill_tree,
+    reap,
+)
 from fabric.local.ray_head import ADDRESS, RayHead
 from fabric.local.settings import LocalSettings
 from fabric.wire.errors import Error, ServiceError
 
-TICK_S = 0.2
+TICK_S = 0.1
 READY_S = 150.0
 GRACE_S = 5.0
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.5
 RAY_START_S = 60.0
 """By then `ray start` has started its raylet, or never will."""
 RAY_PORTS = 8
@@ -75,7 +83,7 @@ class _Supervisor:
         self._stopping = False
         self._needed_at = time.monotonic()
         self._looked_at = 0.0
-        self._raylet_lived = False
+        self._raylet: int | None = None
         self._lock_inode = home.alive_lock.stat().st_ino
         self._write_status()
         prepare_keys(home)
@@ -107,7 +115,7 @@ class _Supervisor:
             while not self._stopping:
                 self._wait()
                 self._keep_parts()
-                if self._each_second():
+                if self._is_time_to_look():
                     self._watch_ray()
                     self._watch_clients()
         finally:
@@ -131,7 +139,7 @@ class _Supervisor:
 
     def _wait(self) -> None:
         """Sleep until a child ends, somebody wants us to stop, or a tick has passed."""
-        caught = signal.sigtimedwait(_SIGNALS, TICK_S)
+        caught = signal.sigtimedwait(_SIGNALS, TICK_S if self._state == "starting" else LOOK_EVERY_S)
         if caught is not None and caught.si_signo != signal.SIGCHLD:
             self._stopping = True
         now = time.monotonic()
@@ -158,15 +166,14 @@ class _Supervisor:
             due = part.process is None and now >= part.restart_at
             if due and (part is not self._agent or self._head.is_up()):
                 if part is self._ray:
-                    shutil.rmtree(self._head.folder / "session_latest", ignore_errors=True)
                     (self._head.folder / "session_latest").unlink(missing_ok=True)
                 part.start()
                 started = True
         if started:
             self._write_status()
 
-    def _each_second(self) -> bool:
-        """True about once a second: for what is looked at by looking at every process or file."""
+    def _is_time_to_look(self) -> bool:
+        """True about twice a second: for what is looked at by looking at every process or file."""
         now = time.monotonic()
         if now - self._looked_at < LOOK_EVERY_S:
             return False
@@ -177,11 +184,14 @@ class _Supervisor:
         """`ray start` stays when its raylet has ended; without one it is of no use, so Ray starts again as a whole."""
         if self._ray.pid is None:
             return
-        lives = has_descendant(self._ray.pid, "raylet")
-        late = time.monotonic() - self._ray.started_at > RAY_START_S
-        if not lives and (self._raylet_lived or late):
+        if self._raylet is None:
+            self._raylet = find_descendant(self._ray.pid, "raylet")
+            gone = self._raylet is None and time.monotonic() - self._ray.started_at > RAY_START_S
+        else:
+            gone = not is_alive(self._raylet, "raylet")
+        if gone:
+            self._raylet = None
             kill_tree(self._ray.pid)
-        self._raylet_lived = lives
 
     def _watch_clients(self) -> None:
         """Tell the control plane of processes that are gone; stop when none has been there for `linger_s`."""

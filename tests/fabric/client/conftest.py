@@ -38,6 +38,7 @@ class SmallNode:
         self.drop_after = None
         self.close_with = None
         self.fail_with = []
+        self.nonsense = False
         self.worker = asyncio.create_task(self.work())
 
     async def serve(self, ws):
@@ -103,6 +104,8 @@ class SmallNode:
             sizes = [memoryview(part).nbytes for part in encoded]
             frame = ([channel.RESULT, run, [[task, attempt, status, 0, 0, 0, sizes]]], *encoded)
             self.kept[run, task] = frame
+            if self.nonsense:
+                await self.send([channel.RESULT, run, [[task, "what?"]]])
             self.running = None
             if self.close_with is not None:
                 reason, self.close_with = self.close_with, None

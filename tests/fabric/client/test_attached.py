@@ -95,6 +95,19 @@ def test_a_lease_that_ends_for_a_reason_without_retry_ends_the_run_with_its_erro
         fabric.run(lambda: 1)
 
 
+def test_a_node_that_sends_nonsense_loses_the_lease(small_fabric):
+    assert fabric.run(lambda: 0) == 0
+    small_fabric.node().nonsense = True
+    assert fabric.run(lambda: 1) == 1
+    assert len(small_fabric.leases) == 2
+
+
+def test_an_answer_of_the_control_plane_that_is_not_understood_ends_the_run(small_fabric, monkeypatch):
+    monkeypatch.setattr(small_fabric, "describe", lambda run: {"id": run})
+    with pytest.raises(fabric.ServiceError, match="not understood"):
+        fabric.run(lambda: 0)
+
+
 def test_a_result_that_cannot_travel_says_which_part(small_fabric):
     with pytest.raises(fabric.RunFailed, match=r'result\["f"\]') as caught:
         fabric.run(lambda: {"f": lambda: 1})

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from fabric.local.part import FIRST_DELAY_S, LONGEST_DELAY_S, STEADY_S, Part
-from fabric.local.processes import descendants, has_descendant, kill_tree
+from fabric.local.processes import descendants, find_descendant, is_alive, kill_tree
 
 SLEEP = "import time; time.sleep(60)"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}])"
@@ -40,8 +40,9 @@ def test_a_tree_is_seen_and_killed_as_a_whole():
     _eventually(lambda: len(descendants(root.pid)) == 1)
     (child,) = descendants(root.pid)
     name = Path(f"/proc/{child}/comm").read_text().strip()
-    assert has_descendant(root.pid, name)
-    assert not has_descendant(root.pid, "raylet")
+    assert find_descendant(root.pid, name) == child
+    assert find_descendant(root.pid, "raylet") is None
+    assert is_alive(child, name)
     kill_tree(root.pid)
     assert root.wait(10) == -9
     _eventually(lambda: _is_gone(child))
