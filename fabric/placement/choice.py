@@ -162,7 +162,7 @@ class Choice:
         fleet, request, first = self.fleet, self.request, best.rows[0]
         kind_id, profile_id = int(fleet.kind[first]), int(fleet.profile[first])
         kind, profile, milli = fleet.kinds[kind_id], fleet.profiles[profile_id], self.screen.milli[kind_id]
-        assignments = tuple(
+        assignments = [
             Assignment(
                 fleet.name_at(row),
                 tuple([GpuShare(fleet.uuid_at(row, column), milli) for column in columns]),
@@ -171,9 +171,9 @@ class Choice:
                 request.disk_bytes,
             )
             for row, columns in zip(best.rows, taken, strict=True)
-        )
+        ]
         return Placement(
-            assignments=assignments,
+            assignments=tuple(assignments),
             operator=profile.operator,
             cluster=profile.cluster,
             region=profile.region,

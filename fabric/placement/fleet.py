@@ -24,6 +24,7 @@ __all__ = ["Assignment", "Fleet", "FleetError", "Gpu", "GpuShare", "Held", "Kind
 T = TypeVar("T")
 
 _LOG_LIMIT = 65_536
+_SPARE_SORTS = 1_024
 
 
 class FleetError(ValueError):
@@ -269,14 +270,9 @@ class Fleet:
         self.rows = max(self.rows, row + 1)
         if self.rows > self.alive.size or len(gpus) > self.free.shape[0]:
             self._grow(2 * self.rows if self.rows > self.alive.size else self.rows, len(gpus))
-        number = _number(self._kind_ids, self.kinds, kind)
-        self.kind[row] = number
-        profile = _number(self._profile_ids, self.profiles, Profile.of(node))
         total = (node.cpu_milli, node.memory_bytes, node.disk_bytes)
-        self.profile[row] = profile
-        self.sort[row] = _number(self._sort_ids, self.sorts, Sort(number, profile, len(gpus), *total))
+        self._classify(row, kind, Profile.of(node), len(gpus), total)
         self.model[row] = _number(self._model_ids, self.models, kind.chip)
-        self.group[row] = _number(self._group_ids, self.groups, (node.cluster, number))
         self.alive[row] = True
         self.size[row] = self.whole[row] = len(gpus)
         self.free[: len(gpus), row] = WHOLE_MILLI
@@ -294,8 +290,31 @@ class Fleet:
         self.spot_leases += by if held.tier == "spot" else 0
         self.ending_leases += by if held.until_ms is not None else 0
 
+    def _classify(self, row: int, kind: Kind, profile: Profile, gpus: int, total: tuple[int, int, int]) -> None:
+        kind_id = _number(self._kind_ids, self.kinds, kind)
+        profile_id = _number(self._profile_ids, self.profiles, profile)
+        self.kind[row], self.profile[row] = kind_id, profile_id
+        self.sort[row] = _number(self._sort_ids, self.sorts, Sort(kind_id, profile_id, gpus, *total))
+        self.group[row] = _number(self._group_ids, self.groups, (profile.cluster, kind_id))
+
     def _restructured(self) -> None:
         self.version += 1
+        if len(self.sorts) > 4 * self.rows + _SPARE_SORTS and self.alive.any():
+            self._renumber()
+
+    def _renumber(self) -> None:
+        """Forget kinds, profiles and sorts that no row has any more: prices and reputations change for ever."""
+        kinds, profiles, sorts = self.kinds, self.profiles, self.sorts
+        self.kinds, self.profiles, self.sorts, self.groups = [], [], [], []
+        for ids in (self._kind_ids, self._profile_ids, self._sort_ids, self._group_ids):
+            ids.clear()
+        for row in range(self.rows):
+            if self.alive[row]:
+                sort = sorts[self.sort[row]]
+                total = (sort.cpu_milli, sort.memory_bytes, sort.disk_bytes)
+                self._classify(row, kinds[sort.kind], profiles[sort.profile], sort.gpus, total)
+            else:
+                self.kind[row] = self.profile[row] = self.sort[row] = self.group[row] = 0
 
     def _move(self, assignment: Assignment, held: Held, *, sign: int) -> None:
         rows, spot = self._rows_of[assignment.node], held.tier == "spot"

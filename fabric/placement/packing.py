@@ -101,15 +101,19 @@ class Packing:
     def _of(self, fleet: Fleet, tables: Tables, cut: "_Cut", rows: Rows | slice) -> Floats:
         """Scores of some rows. Of many rows only those with room are weighed."""
         state = fleet.state[rows] if isinstance(rows, slice) else fleet.state.take(rows, axis=0)
-        able = (state[:, :3] - self._wanted).min(axis=1) >= 0
+        demand = self.demand
+        able = state[:, 0] >= demand.cpu_milli
+        able &= state[:, 1] >= demand.memory_bytes
+        if demand.disk_bytes:
+            able &= state[:, 2] >= demand.disk_bytes
         best = None
         if cut.rank is None:
-            able &= state[:, 4] >= self.demand.count
+            able &= state[:, 4] >= demand.count
         else:
             best = cut.rank.take(state[:, 5:].T).min(axis=0)
             able &= best != _UNFIT
-            if self.demand.milli % STEP_MILLI:
-                able &= (fleet.free[:, rows] >= self.demand.milli).any(axis=0)
+            if demand.milli % STEP_MILLI:
+                able &= (fleet.free[:, rows] >= demand.milli).any(axis=0)
         if able.size <= _FEW:
             score = self._lost(tables, cut, state, best)
             score[~able] = np.inf

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from fabric.placement.answer import Placement
 from fabric.placement.fleet import Assignment, Fleet, FleetError, Gpu, GpuShare, Held, Node
 from fabric.placement.grammar import parse_gpu
 from fabric.placement.place import as_held, place
@@ -153,3 +154,16 @@ def test_ten_thousand_gpus_are_rebuilt_in_a_second() -> None:
         fleet.take(one)
     place(fleet, Request())
     assert time.process_time() - start < 1
+
+
+def test_endless_price_changes_leave_nothing_behind() -> None:
+    fleet = fleet_of(node("n0"), node("n1"))
+    fleet.take(held("l", ("n0-0", 1000)))
+    for price in range(1_500):
+        cards = tuple(gpu(f"n0-{i}", prices_dc_per_gpu_hour={"on_demand": price}) for i in range(2))
+        fleet.upsert_node(node("n0", cards=cards, reputation=price % 1000))
+    assert len(fleet.sorts) < 1_200
+    answer = place(fleet, Request(gpu=parse_gpu("H100"), min_reputation=1))
+    assert isinstance(answer, Placement)
+    assert (answer.assignments[0].gpus[0].uuid, answer.price_dc_per_gpu_hour) == ("n0-1", 1_499)
+    assert place(fleet, Request(gpu=parse_gpu("H100"))).price_dc_per_gpu_hour == 200
