@@ -30,17 +30,17 @@ def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     settings = _settings()
     _log_as_json(settings.log_level)
-    listener = _listen(settings.host, settings.port)
-    try:
-        app = create_app(settings, SystemClock(), chain=ChainSettings())
-    except (DatabaseUnusable, BootstrapError, ChainError) as error:
-        _stop(str(error), EXIT_UNUSABLE)
-    host, port = listener.getsockname()[:2]
-    structlog.get_logger(__name__).info("control plane listens", url=f"http://{host}:{port}")
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, ws_max_size=MAX_MESSAGE_BYTES, timeout_graceful_shutdown=5
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    with _listen(settings.host, settings.port) as listener:
+        try:
+            app = create_app(settings, SystemClock())
+        except (DatabaseUnusable, BootstrapError) as error:
+            _stop(str(error), EXIT_UNUSABLE)
+        host, port = listener.getsockname()[:2]
+        structlog.get_logger(__name__).info("control plane listens", url=f"http://{host}:{port}")
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, ws_max_size=MAX_MESSAGE_BYTES, timeout_graceful_shutdown=5
+        )
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _settings() -> Settings:
@@ -60,6 +60,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
         listener.listen(256)
     except OSError as error:
+        listener.close()
         _stop(f"cannot listen on {host}:{port}: {error.strerror}; set FABRIC_PORT to a free port", EXIT_PORT)
     return listener
 
