@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, Table
+from sqlalchemy import Engine, Table
 from sqlmodel import Session
 
 from fabric.wire.clock import ManualClock
@@ -45,8 +45,8 @@ Row = tuple[object, ...]
 class Filler:
     """Writes rows as `ledger.store` would, in bulk: running balances, numbers and keys agree."""
 
-    def __init__(self, connection: Connection, gpus: int) -> None:
-        self._connection = connection
+    def __init__(self, engine: Engine, gpus: int) -> None:
+        self._engine = engine
         self._gpus = [gpu_id_hex(f"GPU-{n}") for n in range(gpus)]
         self._ends: dict[Account, list[int]] = {}
         self._rows: dict[Table, list[Row]] = {}
@@ -116,13 +116,14 @@ class Filler:
 
     def _flush(self) -> None:
         order = (ACCOUNT, ENTRY, _DC, HOLD, METER, USAGE, EPOCH, REWARD)
-        for table in (table for table in order if table in self._rows):
-            columns = ",".join(column.name for column in table.columns)
-            marks = ",".join("?" * len(table.columns))
-            self._connection.exec_driver_sql(
-                f"INSERT INTO {table.name} ({columns}) VALUES ({marks})",  # noqa: S608 - names of our own tables
-                self._rows.pop(table),
-            )
+        with self._engine.begin() as connection:
+            for table in (table for table in order if table in self._rows):
+                columns = ",".join(column.name for column in table.columns)
+                marks = ",".join("?" * len(table.columns))
+                connection.exec_driver_sql(
+                    f"INSERT INTO {table.name} ({columns}) VALUES ({marks})",  # noqa: S608 - names of our own tables
+                    self._rows.pop(table),
+                )
 
 
 def questions(leases: int, gpus: int, seed: int) -> Iterator[Callable[[Session], object]]:
@@ -165,7 +166,7 @@ def measure(folder: Path, *, entries: int, rate: int, seconds: float, seed: int)
     begin = time.perf_counter()
     with engine.begin() as connection:
         create_schema(connection)
-        written = Filler(connection, gpus).fill(leases)
+    written = Filler(engine, gpus).fill(leases)
     filled = time.perf_counter()
     ask(engine, questions(leases, gpus, seed + 1), rate=rate, seconds=min(1.0, seconds))
     asking = time.perf_counter()

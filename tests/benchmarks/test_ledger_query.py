@@ -10,7 +10,7 @@ def test_the_ledger_that_is_measured_keeps_the_rules_of_a_real_one():
     engine = open_engine("sqlite://")
     with engine.begin() as connection:
         create_schema(connection)
-        Filler(connection, 3).fill(4)
+    Filler(engine, 3).fill(4)
     with Session(engine) as session:
         for check in (*entry_checks.CHECKS, *usage_checks.CHECKS):
             assert list(check.run(session)) == [], check.name
