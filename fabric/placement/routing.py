@@ -43,14 +43,10 @@ def first_token_ms(replica: Replica, prompt_tokens: int) -> float:
 
 
 def choose(replicas: Sequence[Replica], prompt_tokens: int) -> Replica | None:
-    """The replica to send to; None when there is none. Of equally good ones the one with least in flight."""
-    return min(
-        replicas,
-        key=lambda one: (first_token_ms(one, prompt_tokens), one.in_flight, one.name),
-        default=None,
-    )
+    """The replica to send to; None when there is none."""
+    return next(iter(ranked(replicas, prompt_tokens)), None)
 
 
 def ranked(replicas: Sequence[Replica], prompt_tokens: int) -> list[Replica]:
-    """All replicas in the order in which to try them when one does not answer."""
+    """All replicas in the order in which to try them; of equally good ones the one with least in flight."""
     return sorted(replicas, key=lambda one: (first_token_ms(one, prompt_tokens), one.in_flight, one.name))
