@@ -39,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "receipt": Entry("fabric.client.cli", "A run's signed receipts."),
     "audit": Entry("fabric.client.cli", "Whether every rule of the books holds."),
     "ledger": Entry("ledger.cli", "What GPUs earned; epochs.", group=True),
+    "chain": Entry("ledger.chain.cli", "The contracts: deploy them, look, settle epochs.", group=True),
     "operator": Entry("fabric.operator.cli", "Run a cluster of GPUs for the fabric.", group=True),
 }
 

@@ -2,17 +2,14 @@
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 
-from fabric.wire.errors import InvalidRequest, ServiceError
 from ledger.epoch import Verdict, verify_file
+from ledger.published import fetch, get
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -21,7 +18,6 @@ Csv = Annotated[bool, typer.Option("--csv", help="Print CSV: amounts as integers
 Url = Annotated[str, typer.Option("--url", envvar="FABRIC_URL", help="The control plane; default: this machine's.")]
 Name = Annotated[str, typer.Argument(metavar="ID")]
 
-_TIMEOUT_S = 60.0
 _GPU_COLUMNS = ("epoch", "gpu", "holder", "pool", "operator", "gpu_ms", "dc", "wei")
 _EPOCH_COLUMNS = ("gpu", "gpu_ms", "dc", "leases_root", "payers", "largest_payer_bps")
 
@@ -29,7 +25,7 @@ _EPOCH_COLUMNS = ("gpu", "gpu_ms", "dc", "leases_root", "payers", "largest_payer
 @app.command()
 def gpu(gpu_id: Name, *, as_json: Json = False, as_csv: Csv = False, url: Url = "") -> None:
     """A GPU's use and cash flow by epoch; ID is its public id."""
-    found = _get(url, f"/v1/ledger/gpus/{gpu_id}")
+    found = get(url, f"/v1/ledger/gpus/{gpu_id}")
     if as_json:
         _print_json(found)
     elif as_csv:
@@ -63,7 +59,7 @@ def holder(address: Name, *, as_json: Json = False, as_csv: Csv = False, url: Ur
 @app.command()
 def epochs(*, as_json: Json = False, url: Url = "") -> None:
     """Closed epochs, newest first, and the one that runs."""
-    found = _get(url, "/v1/ledger/epochs")
+    found = get(url, "/v1/ledger/epochs")
     if as_json:
         _print_json(found)
         return
@@ -82,9 +78,9 @@ def epoch(
     url: Url = "",
 ) -> None:
     """A closed epoch: totals, roots and GPUs. With --verify: exit code 1 if any number disagrees."""
-    found = _get(url, f"/v1/ledger/epochs/{number}")
+    found = get(url, f"/v1/ledger/epochs/{number}")
     if verify:
-        verdict = verify_file(_fetch(url, f"/v1/ledger/epochs/{number}/file").content)
+        verdict = verify_file(fetch(url, f"/v1/ledger/epochs/{number}/file").content)
         _print_verdict(verdict, [*verdict.faults, *differences(found, verdict)], as_json=as_json)
     elif as_json:
         _print_json(found)
@@ -110,7 +106,7 @@ def differences(row: Mapping[str, Any], verdict: Verdict) -> list[str]:
 
 
 def _party(party: str, name: str, *, as_json: bool, as_csv: bool, url: str) -> None:
-    found = _get(url, f"/v1/ledger/{party}s/{name}")
+    found = get(url, f"/v1/ledger/{party}s/{name}")
     if as_json:
         _print_json(found)
     elif as_csv:
@@ -119,41 +115,6 @@ def _party(party: str, name: str, *, as_json: bool, as_csv: bool, url: str) -> N
         print(f"{party} {name}: {found['gpus']} GPUs in {found['epochs']} epochs")
         print(f"used {found['gpu_ms']} ms for {found['usd']}, earned {found['bct']} BCT")
         _print_flow(found["cash_flow"])
-
-
-def _get(url: str, path: str) -> Any:
-    return _fetch(url, path).json()
-
-
-def _fetch(url: str, path: str) -> httpx.Response:
-    base = url or _embedded_url()
-    try:
-        answer = httpx.get(base.rstrip("/") + path, timeout=_TIMEOUT_S)
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise ServiceError(f"{base} does not answer ({error}); is the control plane running?") from None
-    if answer.is_success:
-        return answer
-    raise (InvalidRequest if answer.is_client_error else ServiceError)(_problem(answer))
-
-
-def _problem(answer: httpx.Response) -> str:
-    """The message of a problem document, else the status."""
-    try:
-        return str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"{answer.url} answered {answer.status_code}"
-
-
-def _embedded_url() -> str:
-    """Where this machine's own fabric says that it listens."""
-    home = Path(os.environ.get("FABRIC_HOME") or Path.home() / ".fabric")
-    try:
-        status = json.loads((home / "fabric.json").read_text())
-    except (OSError, ValueError):
-        status = {}
-    if status.get("state") == "ready" and status.get("url"):
-        return str(status["url"])
-    raise InvalidRequest("no fabric runs on this machine; start it with `fabric up`, or set FABRIC_URL or --url")
 
 
 def _print_epoch(found: Mapping[str, Any]) -> None:

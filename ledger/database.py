@@ -1,7 +1,11 @@
-"""Engines for the two databases that the ledger runs on. Opens connections; creates no tables."""
+"""Engines for the two databases that the ledger runs on, and transactions on them. Creates no tables."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlmodel import Session
 
 
 def open_engine(url: str, *, timeout_s: float = 30.0) -> Engine:
@@ -16,6 +20,27 @@ def open_engine(url: str, *, timeout_s: float = 30.0) -> Engine:
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
+
+
+class Transactions:
+    """One transaction after another on one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Committed at the end of the block, rolled back when it raises."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            session.connection()
+            yield session
+            session.commit()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """What is written in it is lost."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            yield session
 
 
 def _on_connect(connection: DBAPIConnection, _record: object) -> None:

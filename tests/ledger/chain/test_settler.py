@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 from fabric.wire import merkle
@@ -25,7 +24,7 @@ from ledger.chain.outbox import Outbox, Sent, SentState
 from ledger.chain.settler import Settler, Step
 from ledger.chain.signer import Signer
 from ledger.chain.tables import OutboxRow, create_chain_schema
-from ledger.database import open_engine
+from ledger.database import Transactions, open_engine
 
 CONFIRMATIONS = 2
 EMPTY = merkle.EMPTY_ROOT
@@ -45,35 +44,19 @@ class Made:
         return self.made[epoch] if epoch < len(self.made) else None
 
 
-class Rows:
+class Rows(Transactions):
     """A store on a SQLite file, which several processes may open."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    @classmethod
-    def at(cls, path: Path) -> "Rows":
-        engine = open_engine(f"sqlite:///{path}")
-        with engine.begin() as connection:
+    def __init__(self, path: Path) -> None:
+        self.engine = open_engine(f"sqlite:///{path}")
+        with self.engine.begin() as connection:
             create_chain_schema(connection)
-        return cls(engine)
-
-    @contextmanager
-    def write(self) -> Iterator[Session]:
-        with Session(self.engine, expire_on_commit=False) as session:
-            session.connection()
-            yield session
-            session.commit()
-
-    @contextmanager
-    def read(self) -> Iterator[Session]:
-        with Session(self.engine, expire_on_commit=False) as session:
-            yield session
+        super().__init__(self.engine)
 
 
 @pytest.fixture
 def rows(tmp_path) -> Rows:
-    return Rows.at(tmp_path / "rows.db")
+    return Rows(tmp_path / "rows.db")
 
 
 @pytest.fixture
@@ -184,7 +167,7 @@ def died(make: Callable[[], Settler], done: Callable[[Step], bool]) -> bool:
 def test_killed_at_every_instant_it_goes_on_and_sends_nothing_twice(deployed, tmp_path, settler_of):
     made, killed, before, epoch = Made(), 0, sent_by(deployed), 0
     path, person = tmp_path / "rows.db", "poster"
-    rows = Rows.at(path)
+    rows = Rows(path)
     rows.engine.dispose()  # the child opens its own
     while True:
         made.made.append(closing(epoch, file=keccak256(bytes([epoch]))))
@@ -213,7 +196,7 @@ def test_killed_at_every_instant_it_goes_on_and_sends_nothing_twice(deployed, tm
 def test_two_settlers_at_once_settle_each_epoch_once(deployed, tmp_path, settler_of, share):
     deployed.wait_until(deployed.client.epoch_end_s(2))
     made, before = Made(*(closing(n, file=bytes([n]) * 32) for n in range(3))), sent_by(deployed)
-    stores = [Rows.at(tmp_path / "a.db")] * 2 if share else [Rows.at(tmp_path / "a.db"), Rows.at(tmp_path / "b.db")]
+    stores = [Rows(tmp_path / "a.db")] * 2 if share else [Rows(tmp_path / "a.db"), Rows(tmp_path / "b.db")]
     settlers = [settler_of(store, made) for store in stores]
 
     def both(done: Callable[[Step], bool]) -> None:
