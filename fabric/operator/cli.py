@@ -119,7 +119,7 @@ def up(
             _show(findings)
             raise typer.Exit(1)
         status = launcher.bring_up(place, restart=restart, timeout_s=timeout)
-    print(f"{len(status.nodes)} machines are up; the agent runs.")
+    print(f"Up: the agent, and machines: {len(status.nodes)}.")
 
 
 @app.command()
