@@ -73,6 +73,14 @@ class Meters:
             .one_or_none()
         )
 
+    def open_of_gpu(self, gpu_id: str, since_ms: int) -> list[RowMapping]:
+        """Meters of a GPU that have standing usage accepted at ``since_ms`` or later."""
+        used = select(USAGE.c.meter_id).where(USAGE.c.accepted_ms >= since_ms, standing())
+        rows = self._session.execute(
+            select(METER).where(METER.c.gpu_id == gpu_id, METER.c.id.in_(used)).order_by(METER.c.id)
+        )
+        return list(rows.mappings())
+
     def write(self, charges: Sequence[tuple[Charge, int, int]], *, accepted_ms: int) -> None:
         """Usage rows of (charge, its entry's id, its meter's row id)."""
         values = [_usage_values(charge, entry_id, meter_id, accepted_ms) for charge, entry_id, meter_id in charges]

@@ -8,7 +8,7 @@ and answers the same. A session that raised a `LedgerError` has booked nothing o
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, update
+from sqlalchemy import RowMapping, func, select, update
 from sqlmodel import Session
 
 from fabric.wire.clock import Clock
@@ -18,9 +18,10 @@ from ledger.allocate import EpochAllocation
 from ledger.book import ACCOUNT, ENTRY, POSTINGS, Book, Tails, chunks
 from ledger.booking import Charge, MeterState, Undo
 from ledger.closing import Closing, EpochTerms
-from ledger.entries import Entry, EntryKind
+from ledger.entries import Entry, EntryKind, reversal
 from ledger.errors import NoHold, SourceConflict, UsageIsFinal, UsageTooLate
 from ledger.finality import Finality
+from ledger.holding import Holders, by_holder
 from ledger.meters import MeterKey, Meters, charge_from
 from ledger.settings import LedgerSettings
 from ledger.tables import HoldRow, table_of
@@ -179,6 +180,25 @@ class Ledger:
             )
             self._book.append([release], tails)
         return plan
+
+    def reassign(self, gpu_id: str, holders: Holders, source_id: str) -> int:
+        """Book a GPU's usage again for whoever held its NFT at the time of use; returns how many rows were wrong.
+
+        Called when a change of hands became known: usage that is booked already and not final is reversed and booked
+        again, in parts where the NFT changed hands within it. Bills stay as they are; what is final stays too.
+
+        Args:
+            gpu_id: whose NFT changed hands.
+            holders: all that is known of its holders.
+            source_id: of the change; each one has its own.
+        """
+        wrong = 0
+        for meter in self._meters.open_of_gpu(gpu_id, self._finality.through_ms()):
+            passed = self._wrongly_held(meter, holders)
+            if passed:
+                self._book_again(meter, passed, holders, source_id)
+                wrong += len(passed)
+        return wrong
 
     def release_hold(self, lease_id: str, source_id: str | None = None) -> int:
         """End a lease's hold; the rest goes back to the customer. Returns the DC given back (0 the second time)."""
@@ -342,6 +362,31 @@ class Ledger:
         return booking.undo(
             charges, back_to_ms=back_to_ms, before=before, held_dc=held_dc, source_id=source_id, at_ms=self._now()
         )
+
+    def _wrongly_held(self, meter: RowMapping, holders: Holders) -> list[Charge]:
+        """Charges of a meter from its first wrong one on, newest first, none of them final."""
+        through = self._finality.through_ms()
+        rows = [row for row in self._meters.standing_newest_first(meter["id"]) if row["accepted_ms"] >= through]
+        charges = [charge_from(row, row["source_id"]) for row in rows]
+        wrong = [i for i, one in enumerate(charges) if by_holder(one.usage, one.gpu_ms, holders) != [one.usage]]
+        return charges[: max(wrong) + 1] if wrong else []
+
+    def _book_again(self, meter: RowMapping, passed: list[Charge], holders: Holders, source_id: str) -> None:
+        held = accounts.held(meter["customer"], meter["lease_id"])
+        tails = self._book.lock({held, accounts.usage_pending(meter["gpu_id"])})
+        at_ms = self._now()
+        name = f"{source_id}/{meter['id']}"
+        reversals = [reversal(one.entry, source_id=f"{name}/undo/{i}", at_ms=at_ms) for i, one in enumerate(passed)]
+        self._book.append(reversals, tails)
+        state = self._meters.states([passed[0].usage])[passed[0].usage.meter]
+        parts = [part for one in reversed(passed) for part in by_holder(one.usage, one.gpu_ms, holders)]
+        for i, part in enumerate(parts):
+            charged = booking.charge(
+                part, meter=state, held_dc=tails[held].balance, at_ms=at_ms, source_id=f"{name}/again/{i}"
+            )
+            (entry_id,) = self._book.append([charged.entry], tails)
+            self._meters.write([(charged, entry_id, meter["id"])], accepted_ms=at_ms)
+            state = booking.state_after(charged)
 
     def _append_undo(self, plan: Undo, meter_id: int, tails: Tails) -> None:
         self._book.append(plan.reversals, tails)

@@ -1,4 +1,4 @@
-"""Books what a final block said: deposits, exits, burned BCT, claims. In the caller's transaction, in chain order.
+"""Books what a final block said: deposits, exits, burned BCT, claims, holders; in the caller's transaction, in order.
 
 What a wallet did with DC is a customer's once the wallet is linked to one; until then it waits. Each event is booked
 under a source of its own, so nothing is booked twice.
@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlmodel import Session
 
 from ledger.chain.errors import WalletTaken
+from ledger.chain.holders import holders_of
 from ledger.chain.index import Index
 from ledger.chain.tables import (
     ClaimRow,
@@ -19,6 +20,7 @@ from ledger.chain.tables import (
     ExitPaymentRow,
     ExitRequestRow,
     MintRow,
+    OwnerRow,
     WalletRow,
 )
 from ledger.leaves import address_bytes
@@ -46,6 +48,9 @@ def book(session: Session, ledger: Ledger, events: Iterable[EventRow]) -> None:
                 ledger.record_bct_burned(event.bct_wei, source_id(event))
         elif isinstance(event, ClaimRow):
             ledger.record_claim(event.gpu_id, event.holder, event.wei, source_id(event))
+        elif isinstance(event, OwnerRow):
+            holders = holders_of(session, [event.gpu_id], event.block_number)
+            ledger.reassign(event.gpu_id, holders[event.gpu_id], source_id(event))
         elif isinstance(event, _OF_WALLETS):
             customer = customer_of(session, event.account)
             if customer is not None:

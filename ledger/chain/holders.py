@@ -1,29 +1,32 @@
-"""Who held a GPU's NFT, and when: from final blocks only, so that what was paid by it stays right."""
+"""Who held a GPU's NFT, and since when: from final blocks only, so that what was paid by it stays right."""
+
+from collections import defaultdict
+from collections.abc import Collection
 
 from sqlalchemy import select
 from sqlmodel import Session
 
+from ledger.book import chunks
 from ledger.chain.tables import CursorRow, OwnerRow
+from ledger.holding import Holders
 from ledger.tables import table_of
 
 OWNER, CURSOR = table_of(OwnerRow), table_of(CursorRow)
 
 
-def holder_at(session: Session, gpu_id: str, at_ms: int) -> str | None:
-    """The NFT's holder at a moment, a 0x-address in lower case; None when the GPU had no NFT then.
+def holders_of(session: Session, gpu_ids: Collection[str], through: int | None = None) -> dict[str, Holders]:
+    """All holders of the NFTs of GPUs, for `ledger.holding`; a GPU without an NFT is not in the answer.
 
-    A transfer counts from the time of its block, and for this answer once that block is final.
+    A transfer counts from the time of its block, and is known once that block is final, or not after block ``through``.
     """
-    since = holders_since(session, gpu_id)
-    return next((holder for from_ms, holder in reversed(since) if from_ms <= at_ms), None)
-
-
-def holders_since(session: Session, gpu_id: str) -> list[tuple[int, str]]:
-    """(from when, holder) of a GPU's NFT, in order; each until the next begins."""
-    final = select(CURSOR.c.final_number).scalar_subquery()
-    rows = session.execute(
-        select(OWNER.c.from_ms, OWNER.c.holder)
-        .where(OWNER.c.gpu_id == gpu_id, OWNER.c.block_number <= final)
-        .order_by(OWNER.c.block_number, OWNER.c.log_index)
-    )
-    return [(from_ms, holder) for from_ms, holder in rows]
+    final = select(CURSOR.c.final_number).scalar_subquery() if through is None else through
+    found: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    for chunk in chunks(sorted(gpu_ids)):
+        rows = session.execute(
+            select(OWNER.c.gpu_id, OWNER.c.from_ms, OWNER.c.holder)
+            .where(OWNER.c.gpu_id.in_(chunk), OWNER.c.block_number <= final)
+            .order_by(OWNER.c.block_number, OWNER.c.log_index)
+        )
+        for gpu_id, from_ms, holder in rows:
+            found[gpu_id].append((from_ms, holder))
+    return dict(found)

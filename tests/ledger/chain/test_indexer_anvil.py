@@ -20,7 +20,7 @@ from ledger.chain.client import ChainClient
 from ledger.chain.deploy import Deployment, deploy
 from ledger.chain.errors import ChainUnreachable
 from ledger.chain.following import Block
-from ledger.chain.holders import holder_at
+from ledger.chain.holders import holders_of
 from ledger.chain.index import Index
 from ledger.chain.indexer import Did
 from ledger.chain.reading import BlockReader
@@ -103,7 +103,8 @@ def test_what_people_did_is_in_the_tables_and_what_is_final_in_the_books(world):
         owners = session.scalars(select(OwnerRow).order_by(OwnerRow.block_number)).all()
         assert [row.holder for row in owners] == [heidi.lower(), ivan.lower()]
         assert owners[1].from_ms == changed_s * 1000
-        assert holder_at(session, "0x" + GPU.hex(), changed_s * 1000) == ivan.lower()
+        holders = holders_of(session, ["0x" + GPU.hex(), "0x" + EMPTY.hex()])
+        assert holders == {"0x" + GPU.hex(): [(owners[0].from_ms, heidi.lower()), (changed_s * 1000, ivan.lower())]}
         assert Index(session).status().tip == world.client.head().number
 
 
