@@ -28,12 +28,12 @@ EXIT_UNUSABLE, EXIT_SETTINGS, EXIT_PORT = 1, 2, 3
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
-    settings = _settings()
+    settings, chain = _settings()
     _log_as_json(settings.log_level)
     with _listen(settings.host, settings.port) as listener:
         try:
-            app = create_app(settings, SystemClock())
-        except (DatabaseUnusable, BootstrapError) as error:
+            app = create_app(settings, SystemClock(), chain=chain)
+        except (DatabaseUnusable, BootstrapError, ChainError) as error:
             _stop(str(error), EXIT_UNUSABLE)
         host, port = listener.getsockname()[:2]
         structlog.get_logger(__name__).info("control plane listens", url=f"http://{host}:{port}")
@@ -43,10 +43,10 @@ def main() -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _settings() -> Settings:
+def _settings() -> tuple[Settings, ChainSettings]:
     try:
         refuse_unknown(os.environ)
-        return Settings()
+        return Settings(), ChainSettings()
     except (UnknownKey, ValidationError) as error:
         _stop(str(error), EXIT_SETTINGS)
 
