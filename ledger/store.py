@@ -171,8 +171,8 @@ class Ledger:
             return Undo((), None)
         held = accounts.held(meter["customer"], lease_id)
         tails = self._book.lock({held, accounts.available(meter["customer"]), accounts.usage_pending(gpu_id)})
-        plan = self._plan_undo(meter["id"], back_to_ms, tails[held].balance, source_id)
-        self._append_undo(plan, meter["id"], tails)
+        plan, accepted_ms = self._plan_undo(meter["id"], back_to_ms, tails[held].balance, source_id)
+        self._append_undo(plan, meter["id"], accepted_ms, tails)
         if self._is_closed(lease_id):
             rest = tails[held].balance
             release = booking.release(
@@ -346,7 +346,8 @@ class Ledger:
                     f"lease {usage.lease_id} has no open hold of customer {usage.customer}; it cannot be charged"
                 )
 
-    def _plan_undo(self, meter_id: int, back_to_ms: int, held_dc: int, source_id: str) -> Undo:
+    def _plan_undo(self, meter_id: int, back_to_ms: int, held_dc: int, source_id: str) -> tuple[Undo, int]:
+        """The undo, and when what is charged again was accepted: its ten minutes do not begin anew."""
         standing = self._meters.standing_newest_first(meter_id)
         passed = [row for row in standing if row["cumulative_gpu_ms"] > back_to_ms]
         rest = standing[len(passed) :]
@@ -359,9 +360,10 @@ class Ledger:
                 f"{self._finality.through_ms()} is final; a later correction comes from the operator's bond"
             )
         charges = [charge_from(row, row["source_id"]) for row in passed]
-        return booking.undo(
+        plan = booking.undo(
             charges, back_to_ms=back_to_ms, before=before, held_dc=held_dc, source_id=source_id, at_ms=self._now()
         )
+        return plan, passed[-1]["accepted_ms"] if passed else self._now()
 
     def _wrongly_held(self, meter: RowMapping, holders: Holders) -> list[Charge]:
         """Charges of a meter from its first wrong one on, newest first, none of them final."""
@@ -388,11 +390,11 @@ class Ledger:
             self._meters.write([(charged, entry_id, meter["id"])], accepted_ms=at_ms)
             state = booking.state_after(charged)
 
-    def _append_undo(self, plan: Undo, meter_id: int, tails: Tails) -> None:
+    def _append_undo(self, plan: Undo, meter_id: int, accepted_ms: int, tails: Tails) -> None:
         self._book.append(plan.reversals, tails)
         if plan.again is not None:
             (entry_id,) = self._book.append([plan.again.entry], tails)
-            self._meters.write([(plan.again, entry_id, meter_id)], accepted_ms=self._now())
+            self._meters.write([(plan.again, entry_id, meter_id)], accepted_ms=accepted_ms)
 
 
 def _charge_each(

@@ -51,3 +51,11 @@ def test_usage_undone_before_it_is_final_never_becomes_final(funded, session, us
     funded.undo("lease-1", 1, GPU, 0, "undo")
     clock.advance(HOUR)
     assert funded.finalise_usage() == 0
+
+
+def test_what_is_charged_again_after_an_undo_keeps_its_ten_minutes(funded, session, use, clock):
+    funded.charge("lease-1", use(1, 2000))
+    clock.advance(TEN_MINUTES // 2)
+    funded.undo("lease-1", 1, GPU, 1000, "undo")
+    clock.advance(TEN_MINUTES // 2 + 1)
+    assert funded.finalise_usage() == 56
