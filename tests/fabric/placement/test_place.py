@@ -191,7 +191,7 @@ def requests(draw) -> Request:
     if draw(st.integers(0, 9)) == 0:
         changes = {"tier": "reserved", "slot": "slot-1", "gpu": gpus}
     options = {
-        "max_price_dc_per_gpu_hour": st.sampled_from([80, 120, 160, 204]),
+        "max_price_dc_per_gpu_hour": st.sampled_from([80, 120, 153, 203]),
         "region": st.just(frozenset({"eu"})),
         "operators": st.just(frozenset({"ann"})),
         "operators_denied": st.just(frozenset({"bob"})),
