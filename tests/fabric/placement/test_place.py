@@ -535,3 +535,27 @@ def test_room_for_who_waits_too_long_collects_where_least_is_held() -> None:
     assert keep_clear(fleet, ask(["B200", "L4"])) == {"n3"}
     assert keep_clear(fleet, ask("H100:9")) == frozenset()
     assert placed(place(fleet, ask("H100", exclude_nodes=keep_clear(fleet, big)))).assignments[0].node != "n2"
+
+
+def test_a_price_at_the_cap_is_paid_and_one_above_it_is_not() -> None:
+    fleet = fleet_of(node("n0"))
+    assert placed(place(fleet, ask("H100", max_price_dc_per_gpu_hour=200))).price_dc_per_gpu_hour == 200
+    assert refused(place(fleet, ask("H100", max_price_dc_per_gpu_hour=199))).kind is Verdict.PRICE
+
+
+def test_each_wish_is_met_at_its_bound_and_refused_beyond_it() -> None:
+    facts = {"reputation": 500, "verification": 2, "cpu_milli": 8_000, "memory_bytes": 10 * GB, "disk_bytes": 7}
+    fleet = fleet_of(node("n0", 2, **facts))
+    bounds = {
+        "min_reputation": 500,
+        "min_verification": 2,
+        "cpu_milli": 8_000,
+        "memory_bytes": 10 * GB,
+        "disk_bytes": 7,
+    }
+    for name, bound in bounds.items():
+        placed(place(fleet, ask("H100", **{name: bound})))
+        assert refused(place(fleet, ask("H100", **{name: bound + 1}))).kind is Verdict.NEVER_FITS
+    rtt_ms = {"ann-1": 20.0}
+    placed(place(fleet, ask("H100", rtt_ms=rtt_ms, max_rtt_ms=20.0)))
+    refused(place(fleet, ask("H100", rtt_ms=rtt_ms, max_rtt_ms=19.9)))
