@@ -33,8 +33,10 @@ def main() -> None:
     parser.add_argument("--cold", type=int, default=5, help="cold leases (default 5)")
     parser.add_argument("--tasks", type=int, default=10_000, help="tasks per map (default 10000)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="interleaved rounds of the map (default 5)")
+    parser.add_argument("--isolation", choices=("none", "bubblewrap"), default="none", help="of the tasks' child")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
+    os.environ["FABRIC_ISOLATION"] = arguments.isolation
     with embedded_fabric() as fabric_here:
         figures = measure(fabric_here, arguments)
     report = {"name": "run_overhead", "config": vars(arguments) | {"cores": os.cpu_count()}, "figures": figures}

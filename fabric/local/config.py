@@ -37,8 +37,12 @@ PRICES_DC: dict[str, dict[str, int]] = {
 """DC per GPU-hour; on one's own machine the prices only make the bills look like bills."""
 
 
-def prepare_keys(home: Home) -> None:
+def prepare_keys(home: Home, *, test_balance: bool = True) -> None:
     """Make what is missing: the customer's API key, the operator's session key and payout address, Ray's token.
+
+    Args:
+        home: where they are kept.
+        test_balance: whether the customer gets one; with a chain it has what it deposits there.
 
     Raises:
         ServiceError: something is there and is not what it should be.
@@ -51,12 +55,14 @@ def prepare_keys(home: Home) -> None:
     if not key_file.exists():
         write_private(key_file, SigningKey.generate().encode(HexEncoder).decode() + "\n")
     if not home.bootstrap_file.exists():
-        write_private(home.bootstrap_file, json.dumps(_bootstrap(home), indent=1) + "\n")
+        write_private(home.bootstrap_file, json.dumps(_bootstrap(home, test_balance=test_balance), indent=1) + "\n")
     elif json_of(home.bootstrap_file).get("customers", [{}])[0].get("api_key_sha256") != _digest(home.read_api_key()):
         raise damaged(home.bootstrap_file, "it does not belong to the API key beside it")
 
 
-def agent_config(home: Home, *, url: str, ray_address: str, gateway_port: int, simulated: str) -> dict[str, Any]:
+def agent_config(
+    home: Home, *, url: str, ray_address: str, gateway_port: int, simulated: str, isolation: str
+) -> dict[str, Any]:
     """The agent's JSON."""
     return {
         "url": url,
@@ -68,7 +74,7 @@ def agent_config(home: Home, *, url: str, ray_address: str, gateway_port: int, s
         "ray_address": ray_address,
         "gateway_host": "127.0.0.1",
         "gateway_port": gateway_port,
-        "isolation": "none",
+        "isolation": isolation,
         "prices": PRICES_DC,
         "simulated_gpus": simulated,
     }
@@ -94,7 +100,7 @@ def _real_gpus() -> int:
         pynvml.nvmlShutdown()
 
 
-def _bootstrap(home: Home) -> dict[str, Any]:
+def _bootstrap(home: Home, *, test_balance: bool) -> dict[str, Any]:
     try:
         key = SigningKey((home.agent / "session.key").read_text(encoding="ascii").strip().encode(), HexEncoder)
     except ValueError:
@@ -103,7 +109,7 @@ def _bootstrap(home: Home) -> dict[str, Any]:
         "id": CUSTOMER,
         "name": "you",
         "api_key_sha256": _digest(home.read_api_key()),
-        "test_balance_dc": TEST_BALANCE_DC,
+        "test_balance_dc": TEST_BALANCE_DC if test_balance else 0,
         "admin": True,
     }
     operator = {

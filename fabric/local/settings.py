@@ -1,5 +1,6 @@
 """What a person may set for the embedded fabric in the environment."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from fabric.wire.errors import InvalidRequest
 
 DEFAULT_LINGER_S = 60.0
+ISOLATIONS = ("none", "bubblewrap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,7 @@ class LocalSettings:
         home: `FABRIC_HOME`, its state; `~/.fabric` unless set.
         linger_s: `FABRIC_EMBEDDED_LINGER_S`, seconds it stays after its last client process is gone.
         simulated_gpus: `FABRIC_SIMULATED_GPUS`, for example `H100:2,L4:2`; None: simulate only where NVML finds no GPU.
+        isolation: `FABRIC_ISOLATION`, `none` (the default: it is your own code) or `bubblewrap`, which operators use.
         port: `FABRIC_PORT`, of its control plane; 0: a free one.
     """
 
@@ -24,6 +27,7 @@ class LocalSettings:
     linger_s: float = DEFAULT_LINGER_S
     simulated_gpus: str | None = None
     port: int = 0
+    isolation: str = "none"
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "LocalSettings":
@@ -31,7 +35,16 @@ class LocalSettings:
         home = Path(environ.get("FABRIC_HOME") or "~/.fabric").expanduser().absolute()
         linger_s = _number(environ, "FABRIC_EMBEDDED_LINGER_S", DEFAULT_LINGER_S, 7 * 86_400)
         port = _number(environ, "FABRIC_PORT", 0, 65_535)
-        return cls(home, linger_s, environ.get("FABRIC_SIMULATED_GPUS") or None, int(port))
+        return cls(home, linger_s, environ.get("FABRIC_SIMULATED_GPUS") or None, int(port), _isolation(environ))
+
+
+def _isolation(environ: Mapping[str, str]) -> str:
+    isolation = environ.get("FABRIC_ISOLATION") or ISOLATIONS[0]
+    if isolation not in ISOLATIONS:
+        raise InvalidRequest(f"FABRIC_ISOLATION={isolation!r} is unknown; allowed: {', '.join(ISOLATIONS)}")
+    if isolation == "bubblewrap" and shutil.which("bwrap") is None:
+        raise InvalidRequest("FABRIC_ISOLATION=bubblewrap needs the program bwrap; install the package bubblewrap")
+    return isolation
 
 
 def _number(environ: Mapping[str, str], key: str, default: float, most: float) -> float:

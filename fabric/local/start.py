@@ -137,6 +137,7 @@ _PASSED_ON = frozenset(
     {
         "FABRIC_EMBEDDED_LINGER_S",
         "FABRIC_SIMULATED_GPUS",
+        "FABRIC_ISOLATION",
         "FABRIC_PORT",
         "FABRIC_FINALITY_S",
         "FABRIC_EPOCH_S",

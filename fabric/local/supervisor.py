@@ -86,7 +86,7 @@ class _Supervisor:
         self._raylet: int | None = None
         self._lock_inode = home.alive_lock.stat().st_ino
         self._write_status()
-        prepare_keys(home)
+        prepare_keys(home, test_balance=not os.environ.get("FABRIC_CHAIN_URL"))
         port = _control_port(settings.port)
         self._url = f"http://127.0.0.1:{port}"
         self._probe = ControlPlaneProbe(self._url, home.read_api_key())
@@ -103,6 +103,7 @@ class _Supervisor:
             ray_address=self._head.address,
             gateway_port=free_ports(1)[0],
             simulated=simulated,
+            isolation=settings.isolation,
         )
         write_private(home.agent / "config.json", json.dumps(config, indent=1) + "\n")
         environ = self._head.environ() | {"FABRIC_AGENT_CONFIG": str(home.agent / "config.json")}
@@ -274,7 +275,20 @@ def _control_environ(home: Home, port: int) -> dict[str, str]:
     }
 
 
-_OF_CONTROL = frozenset({"FABRIC_FINALITY_S", "FABRIC_EPOCH_S", "FABRIC_TEST_BCT_PRICE_DC", "FABRIC_LOG_LEVEL"})
+_OF_CONTROL = frozenset(
+    {
+        "FABRIC_FINALITY_S",
+        "FABRIC_EPOCH_S",
+        "FABRIC_TEST_BCT_PRICE_DC",
+        "FABRIC_LOG_LEVEL",
+        "FABRIC_CHAIN_URL",
+        "FABRIC_CHAIN_ADDRESSES",
+        "FABRIC_CHAIN_KEYSTORE",
+        "FABRIC_CHAIN_KEYSTORE_PASSWORD",
+        "FABRIC_CHAIN_KEY",
+        "FABRIC_CHAIN_CONFIRMATIONS",
+    }
+)
 
 
 def _count(simulated: str) -> int:

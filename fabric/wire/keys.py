@@ -17,6 +17,7 @@ KNOWN_KEYS = frozenset(
         # the embedded fabric
         "FABRIC_EMBEDDED_LINGER_S",
         "FABRIC_SIMULATED_GPUS",
+        "FABRIC_ISOLATION",
         # control plane
         "FABRIC_DATABASE_URL",
         "FABRIC_HOST",

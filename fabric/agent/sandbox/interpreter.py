@@ -6,6 +6,9 @@ from pathlib import Path
 import fabric
 from fabric.agent.sandbox.spec import Bind
 
+_CHILD_PACKAGES = ("fabric", "workloads")
+"""Of a checkout, what a customer's function may refer to; the control plane and the ledger are not among it."""
+
 
 def needs() -> tuple[tuple[Bind, ...], dict[str, str]]:
     """Read-only binds and environment: the virtual environment, its base, and the package when it lies elsewhere."""
@@ -15,4 +18,5 @@ def needs() -> tuple[tuple[Bind, ...], dict[str, str]]:
     outside_usr = sorted(prefix for prefix in prefixes if not prefix.is_relative_to("/usr"))
     if any(package.is_relative_to(prefix) for prefix in prefixes):
         return tuple(map(Bind, outside_usr)), {}
-    return tuple(map(Bind, (*outside_usr, package))), {"PYTHONPATH": str(package.parent)}
+    beside = [place for name in _CHILD_PACKAGES if (place := package.parent / name).is_dir()]
+    return tuple(map(Bind, (*outside_usr, *beside))), {"PYTHONPATH": str(package.parent)}

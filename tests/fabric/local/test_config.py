@@ -55,7 +55,9 @@ def test_what_is_simulated_can_be_chosen_and_switched_off():
 
 
 def test_the_agent_is_told_prices_as_integers_of_dc(home):
-    config = agent_config(home, url="http://x", ray_address="127.0.0.2:1", gateway_port=2, simulated="H100:2,L4:2")
+    config = agent_config(
+        home, url="http://x", ray_address="127.0.0.2:1", gateway_port=2, simulated="", isolation="none"
+    )
     prices = config["prices"]
     assert all(isinstance(dc, int) for tiers in prices.values() for dc in tiers.values())
     assert all(tiers["spot"] < tiers["on_demand"] for tiers in prices.values())
@@ -68,7 +70,9 @@ def test_settings_come_from_the_environment(tmp_path):
     assert (settings.home, settings.linger_s, settings.simulated_gpus) == (tmp_path, 2.5, None)
 
 
-@pytest.mark.parametrize(("key", "bad"), [("FABRIC_EMBEDDED_LINGER_S", "soon"), ("FABRIC_PORT", "70000")])
+@pytest.mark.parametrize(
+    ("key", "bad"), [("FABRIC_EMBEDDED_LINGER_S", "soon"), ("FABRIC_PORT", "70000"), ("FABRIC_ISOLATION", "jail")]
+)
 def test_a_wrong_setting_is_refused_naming_its_key(key, bad):
     with pytest.raises(InvalidRequest, match=key):
         LocalSettings.from_environ({key: bad})

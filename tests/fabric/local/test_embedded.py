@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -110,6 +111,21 @@ def test_it_starts_again_and_ends_by_itself_after_its_last_client(folder):
     done = _python(folder, "-c", "import fabric; print(fabric.run(lambda: 1))", FABRIC_EMBEDDED_LINGER_S="1")
     assert done.returncode == 0, done.stderr
     _eventually(lambda: not is_running(Home(folder / "home")))
+
+
+@pytest.mark.sandbox
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap")
+def test_in_the_sandbox_a_function_sees_neither_this_user_nor_this_machine(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("of this machine")
+    code = f"import fabric, os; print(fabric.run(lambda: (os.getuid(), os.path.exists({str(secret)!r}))))"
+    try:
+        done = _python(tmp_path, "-c", code, FABRIC_ISOLATION="bubblewrap")
+    finally:
+        _cli(tmp_path, "down")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(", False)")
+    assert done.stdout.strip() != f"({os.getuid()}, False)"
 
 
 def test_a_taken_port_is_refused_and_nothing_is_left_running(tmp_path):
