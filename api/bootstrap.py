@@ -1,4 +1,4 @@
-"""Applies the bootstrap file: customers with their keys and test balances, operators with their session keys.
+"""Applies the bootstrap file: customers with their keys, wallets and test balances, operators with their session keys.
 
 Applying it twice changes nothing; what is in the database and not in the file stays.
 """
@@ -13,6 +13,8 @@ from sqlmodel import Session
 from api.plane import Plane
 from api.schemas import Name
 from api.tables import ApiKeyRow, CustomerRow, OperatorRow, SessionKeyRow
+from ledger.chain.crediting import link_wallet
+from ledger.chain.errors import WalletTaken
 from ledger.leaves import address_bytes
 
 _Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -32,6 +34,7 @@ class Customer(_Model):
     api_key_sha256: _Hex32
     test_balance_dc: int = Field(default=0, ge=0, lt=2**63)
     admin: bool = False
+    wallet: str | None = Field(default=None, pattern=r"^0x[0-9a-fA-F]{40}$")
 
 
 class Operator(_Model):
@@ -86,6 +89,16 @@ def _customer(plane: Plane, session: Session, declared: Customer) -> None:
             ApiKeyRow(sha256=declared.api_key_sha256, customer=declared.id, admin=declared.admin, created_ms=now)
         )
         session.flush()
+    if declared.wallet is not None:
+        _wallet(plane, session, declared.id, declared.wallet)
+
+
+def _wallet(plane: Plane, session: Session, customer: str, wallet: str) -> None:
+    """What the wallet deposits on chain is the customer's."""
+    try:
+        link_wallet(session, plane.ledger(session), wallet, customer, at_ms=plane.now_ms())
+    except WalletTaken as taken:
+        raise BootstrapError(str(taken)) from None
 
 
 def _operator(plane: Plane, session: Session, declared: Operator) -> None:

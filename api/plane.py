@@ -22,6 +22,7 @@ from api.tables import ClusterRow, FactRow, UptimeRow
 from fabric.wire.clock import Clock
 from fabric.wire.ids import new_id
 from ledger.chain.errors import ChainError, Disagreement
+from ledger.chain.holders import known_ms
 from ledger.chain.settings import ChainSettings
 from ledger.settings import LedgerSettings
 from ledger.store import Ledger
@@ -53,7 +54,7 @@ class Plane:
 
     def ledger(self, session: Session) -> Ledger:
         """The ledger inside one transaction."""
-        return Ledger(session, self.clock, self.ledger_settings)
+        return Ledger(session, self.clock, self.ledger_settings, None if self.chain is None else known_ms)
 
     def now_ms(self) -> int:
         return self.clock.now_ms()

@@ -4,7 +4,7 @@ Rows are read once and written once per batch, whatever the number of receipts; 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,8 @@ from fabric.wire.reasons import Reason
 from fabric.wire.receipts import GpuLine, Receipt, ReceiptKind, RunLine, SignedReceipt
 from ledger.book import chunks, insert_or_skip
 from ledger.booking import Charge
+from ledger.chain.holders import holders_of
+from ledger.holding import Holders, by_holder
 from ledger.pricing import reserve_dc_up, top_up
 from ledger.tables import table_of
 from ledger.usage import Usage
@@ -70,6 +72,7 @@ class _Open:
     gpus: dict[str, LeaseGpuRow]
     models: dict[str, GpuRow]
     holder: str
+    nfts: Mapping[str, Holders]
     seen: dict[int, bytes]
     chain: Chain
     meters: dict[str, _Meter]
@@ -217,7 +220,7 @@ class Batch:
                 energy_mj=max(0, line.energy_mj - meter.line.energy_mj),
                 simulated=device.simulated,
             )
-            lease.usages.append(usage)
+            lease.usages += by_holder(usage, billed - meter.billed_ms, lease.nfts.get(device.id, ()))
             meter.line, meter.billed_ms, meter.window_ms = line, billed, max(window, meter.window_ms)
 
     def _write_runs(self, lease: _Open) -> None:
@@ -369,12 +372,14 @@ def _load(session: Session, fabric_id: str, verified: Sequence[Verified]) -> dic
             models[part.lease][part.gpu] = device
     payouts = {row.id: row.payout for row in session.scalars(select(OperatorRow))}
     seen = _seen(session, verified)
+    nfts = holders_of(session, {device.id for devices in models.values() for device in devices.values()})
     return {
         name: _Open(
             row,
             gpus[name],
             models[name],
             payouts[row.operator],
+            nfts,
             seen[name],
             _chain(fabric_id, row, gpus[name], models[name]),
             {uuid: _meter(gpu) for uuid, gpu in gpus[name].items()},

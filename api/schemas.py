@@ -139,10 +139,20 @@ class Empty(_Out):
     pass
 
 
+class ChainHealth(_Out):
+    """How far the chain was read: `halted` says why it is no longer, and is empty while it is."""
+
+    chain_id: int
+    tip: int | None
+    final: int
+    halted: str
+
+
 class Health(_Out):
     status: str
     fabric_id: str
     version: str
+    chain: ChainHealth | None = None
 
 
 class Account(_Out):
@@ -152,6 +162,15 @@ class Account(_Out):
     available_dc: Dc
     held_dc: Dc
     exiting_dc: Dc
+
+
+class WalletLink(_In):
+    address: Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
+    signature: Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{130}$")]
+
+
+class Wallet(_Out):
+    address: str
 
 
 class LeaseGpu(_Out):

@@ -5,7 +5,7 @@ commits. Every method that books takes or derives a ``source_id``: called again 
 and answers the same. A session that raised a `LedgerError` has booked nothing of that call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import RowMapping, func, select, update
@@ -57,12 +57,21 @@ class Ledger:
         session: opened and committed by the caller.
         clock: the control plane's; the time of every booking.
         settings: epoch length, finality and the like.
+        known_ms: up to which moment it is known who held which GPU's NFT; usage after it does not become final. None
+            without a chain, where nobody holds any.
     """
 
-    def __init__(self, session: Session, clock: Clock, settings: LedgerSettings | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        clock: Clock,
+        settings: LedgerSettings | None = None,
+        known_ms: Callable[[Session], int] | None = None,
+    ) -> None:
         self._session = session
         self._clock = clock
         self._settings = settings or LedgerSettings()
+        self._known_ms = known_ms
         self._book = Book(session)
         self._meters = Meters(session)
         self._finality = Finality(session, self._settings)
@@ -253,7 +262,10 @@ class Ledger:
         Call it every minute or so; a close calls it too. Usage becomes final in the epoch in which its ten minutes
         end, however late this runs.
         """
-        return self._finality.advance(self._now() if now_ms is None else now_ms, at_ms=self._now())
+        now = self._now() if now_ms is None else now_ms
+        if self._known_ms is not None:
+            now = min(now, self._known_ms(self._session) + self._settings.final_after_ms)
+        return self._finality.advance(now, at_ms=self._now())
 
     def epoch_now(self) -> int:
         """The number of the epoch that is running."""
@@ -381,13 +393,13 @@ class Ledger:
         reversals = [reversal(one.entry, source_id=f"{name}/undo/{i}", at_ms=at_ms) for i, one in enumerate(passed)]
         self._book.append(reversals, tails)
         state = self._meters.states([passed[0].usage])[passed[0].usage.meter]
-        parts = [part for one in reversed(passed) for part in by_holder(one.usage, one.gpu_ms, holders)]
-        for i, part in enumerate(parts):
+        parts = [(one, part) for one in reversed(passed) for part in by_holder(one.usage, one.gpu_ms, holders)]
+        for i, (one, part) in enumerate(parts):
             charged = booking.charge(
                 part, meter=state, held_dc=tails[held].balance, at_ms=at_ms, source_id=f"{name}/again/{i}"
             )
             (entry_id,) = self._book.append([charged.entry], tails)
-            self._meters.write([(charged, entry_id, meter["id"])], accepted_ms=at_ms)
+            self._meters.write([(charged, entry_id, meter["id"])], accepted_ms=one.entry.at_ms)
             state = booking.state_after(charged)
 
     def _append_undo(self, plan: Undo, meter_id: int, accepted_ms: int, tails: Tails) -> None:

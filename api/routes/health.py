@@ -7,6 +7,7 @@ from api import schemas
 from api.deps import PlaneDep, ReadSession
 from api.metrics import CONTENT_TYPE
 from api.plane import Plane
+from ledger.chain.index import Index
 
 router = APIRouter(tags=["health"])
 
@@ -16,10 +17,14 @@ def healthz(plane: PlaneDep) -> schemas.Health:
     return _health(plane)
 
 
-@router.get("/readyz", summary="The database answers too")
+@router.get("/readyz", summary="The database answers too; how far the chain was read")
 def readyz(plane: PlaneDep, session: ReadSession) -> schemas.Health:
     session.connection().execute(text("SELECT 1"))
-    return _health(plane)
+    found = Index(session).status()
+    if found is None:
+        return _health(plane)
+    chain = schemas.ChainHealth(chain_id=found.chain_id, tip=found.tip, final=found.final, halted=found.halted)
+    return _health(plane).model_copy(update={"chain": chain})
 
 
 @router.get("/metrics", summary="Counters for Prometheus", response_class=Response)

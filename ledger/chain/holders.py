@@ -7,11 +7,18 @@ from sqlalchemy import select
 from sqlmodel import Session
 
 from ledger.book import chunks
+from ledger.chain.index import Index
 from ledger.chain.tables import CursorRow, OwnerRow
 from ledger.holding import Holders
 from ledger.tables import table_of
 
 OWNER, CURSOR = table_of(OwnerRow), table_of(CursorRow)
+
+
+def known_ms(session: Session) -> int:
+    """Up to which moment the holders are known: the time of the last final block; 0 while none is final."""
+    status = Index(session).status()
+    return 0 if status is None else status.final_ms
 
 
 def holders_of(session: Session, gpu_ids: Collection[str], through: int | None = None) -> dict[str, Holders]:

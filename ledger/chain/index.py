@@ -6,11 +6,11 @@ nothing: `ledger.chain.following` does; and books nothing: `ledger.chain.crediti
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from sqlalchemy import delete, select
 from sqlmodel import Session
 
-from ledger.chain.book import AddressBook
 from ledger.chain.errors import WrongChain
 from ledger.chain.following import Block, Trail
 from ledger.chain.tables import EVENT_ROWS, BlockRow, CursorRow, EventRow
@@ -18,6 +18,19 @@ from ledger.tables import table_of
 
 BLOCK, CURSOR = table_of(BlockRow), table_of(CursorRow)
 _ONLY = 1
+
+
+class Deployed(Protocol):
+    """What an address book says of the deployment that is followed."""
+
+    @property
+    def chain_id(self) -> int: ...
+
+    @property
+    def start_block(self) -> int: ...
+
+    @property
+    def settlement(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,7 @@ class Index:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def begin(self, book: AddressBook) -> None:
+    def begin(self, book: Deployed) -> None:
         """Make the cursor on the first run; on later ones check that it is of this deployment.
 
         Raises:
