@@ -25,6 +25,7 @@ from api.tables import (
 from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, TaskState, is_terminal
 from fabric.wire.receipts import GENESIS_HASH, ReceiptError, SignedReceipt
 from ledger.audit import Check, CheckResult, Finding, run_audit
+from ledger.chain.checks import CHAIN_CHECKS
 from ledger.checks import LEDGER_CHECKS
 from ledger.leaves import gpu_id_hex
 from ledger.tables import EntryRow, HoldRow, MeterRow, UsageRow
@@ -33,8 +34,8 @@ _ACTIVE = [state.value for state in ACTIVE_LEASE_STATES]
 
 
 def run(plane: Plane, session: Session) -> tuple[CheckResult, ...]:
-    """All checks, the ledger's first. Writes nothing; takes minutes on large databases."""
-    return run_audit(session, (*LEDGER_CHECKS, *API_CHECKS), now_ms=plane.now_ms()).results
+    """All checks: the ledger's, those of what the chain said, ours. Writes nothing; takes minutes on large databases."""
+    return run_audit(session, (*LEDGER_CHECKS, *CHAIN_CHECKS, *API_CHECKS), now_ms=plane.now_ms()).results
 
 
 def receipts_are_a_chain(session: Session) -> Iterator[Finding]:
