@@ -34,7 +34,7 @@ _ACTIVE = [state.value for state in ACTIVE_LEASE_STATES]
 
 
 def run(plane: Plane, session: Session) -> tuple[CheckResult, ...]:
-    """All checks: the ledger's, those of what the chain said, ours. Writes nothing; takes minutes on large databases."""
+    """All checks: the ledger's, those of what the chain said, ours. Writes nothing; takes minutes on large ones."""
     return run_audit(session, (*LEDGER_CHECKS, *CHAIN_CHECKS, *API_CHECKS), now_ms=plane.now_ms()).results
 
 
