@@ -24,6 +24,10 @@ RECONNECT_S = 30.0
 """After this long without a connection the lease is given up and its tasks go elsewhere."""
 QUIET_S = 10.0
 """Silence after which the node is asked whether it is still there; three times as long ends the connection."""
+ACK_S = 0.02
+"""How long an acknowledgement of small results waits for a frame to travel with."""
+ACK_BYTES = 1 << 20
+"""Results of this size together are acknowledged at once: the node holds them until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,9 @@ class Channel:
         self._stream: Stream | None = None
         self._ready: asyncio.Future[None] | None = None
         self._known: set[bytes] = set()
+        self._acks: list[list[Any]] = []
+        self._acked_bytes = 0
+        self._ack_timer: asyncio.TimerHandle | None = None
         self._over = False
         self._heard = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,8 +112,14 @@ class Channel:
         header = [channel.CALL, run, packed.digest, listed, timeout_ms]
         self._send(header, *(piece for task in tasks for piece in task.pieces))
 
-    def acknowledge(self, run: str, indices: Sequence[int]) -> None:
-        self._send([channel.ACK, run, list(indices)])
+    def acknowledge(self, run: str, indices: Sequence[int], size: int = 0) -> None:
+        """Tell the node that it may forget these results, `size` bytes together: with the next frame, or soon."""
+        self._acks.append([channel.ACK, run, list(indices)])
+        self._acked_bytes += size
+        if self._acked_bytes >= ACK_BYTES:
+            self._send_acks()
+        elif self._ack_timer is None:
+            self._ack_timer = asyncio.get_running_loop().call_later(ACK_S, self._ack_late)
 
     def cancel(self, run: str) -> None:
         """End all of the run's tasks on this lease."""
@@ -117,15 +130,31 @@ class Channel:
 
     def close(self) -> None:
         """End the connection; the listener hears nothing more."""
+        self._send_acks()
         self._over = True
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
         for task in self._tasks:
             task.cancel()
         if self._stream is not None:
             self._stream.close()
 
     def _send(self, header: list[Any], *body: frames.Buffer) -> None:
-        if self._stream is not None:
-            self._stream.send(frames.pack(header, *body))
+        if self._stream is not None and self._stream.is_open:
+            self._stream.send(*self._taken_acks(), frames.pack(header, *body))
+
+    def _send_acks(self) -> None:
+        if self._stream is not None and self._stream.is_open and self._acks:
+            self._stream.send(*self._taken_acks())
+
+    def _ack_late(self) -> None:
+        self._ack_timer = None
+        self._send_acks()
+
+    def _taken_acks(self) -> list[list[frames.Buffer]]:
+        """The frames of what waits to be acknowledged; it waits no longer."""
+        acks, self._acks, self._acked_bytes = self._acks, [], 0
+        return [frames.pack(header) for header in acks]
 
     def _on_message(self, message: bytes) -> None:
         if self._over:

@@ -266,7 +266,7 @@ class Crew:
         pieces = split(body, [size for entry in entries for size in entry[6]])
         held = self._leases.get(channel.lease)
         if header[1] != self.run or held is None:
-            channel.acknowledge(header[1], [entry[0] for entry in entries])
+            channel.acknowledge(header[1], [entry[0] for entry in entries], body.nbytes)
             return
         results, durations = [], []
         for index, attempt, status, start_ms, end_ms, _, sizes in entries:
@@ -276,7 +276,7 @@ class Crew:
                 results.append((index, status, parts))
         if results:
             self.events.put(Results(results))
-        channel.acknowledge(self.run, [entry[0] for entry in entries])
+        channel.acknowledge(self.run, [entry[0] for entry in entries], body.nbytes)
         held.pace.measured(durations)
         self._set_room()
         if self._first_failure is not None and self._fail_fast:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import cloudpickle
 
 from fabric.client import arrival
+from fabric.client.fingerprint import Fingerprint, fingerprint
 from fabric.client.modules import imports_of_code, is_findable, own_modules
 from fabric.wire.errors import InvalidRequest
 
@@ -27,6 +29,7 @@ MAX_ARGUMENT_BYTES = 2 << 30
 
 _OF_EVERY_FUNCTION = frozenset({"cloudpickle", "cloudpickle.cloudpickle"})
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+_packed_before: "WeakKeyDictionary[Callable[..., Any], tuple[Fingerprint, Packed]]" = WeakKeyDictionary()
 
 Piece = bytes | memoryview
 
@@ -44,23 +47,21 @@ class Packed:
 def pack_function(function: Callable[..., Any]) -> Packed:
     """A callable as bytes that `pickle.loads` turns back into it in another process.
 
+    A function that needs no module of the user's own and refers to nothing that could change in place is packed once.
+
     Raises:
         InvalidRequest: not callable, something it refers to cannot be pickled (says what), or too large.
     """
-    if not callable(function):
-        raise InvalidRequest(
-            f"the first argument must be a function, not a {type(function).__name__}: {function!r:.80}"
-        )
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    body, _, needed = _dump(function, {name: function}, buffers=False)
-    modules = own_modules(needed - _OF_EVERY_FUNCTION)
-    code = pickle.dumps(_Arrival(modules, body), protocol=5) if modules else body
-    if len(code) > MAX_CODE_BYTES:
-        raise InvalidRequest(
-            f"{name} packs to {len(code):,} bytes; at most {MAX_CODE_BYTES:,} are allowed. "
-            "It refers to large data: pass them as arguments"
-        )
-    return Packed(code, hashlib.sha256(code).digest(), name, frozenset(modules))
+    now = fingerprint(function)
+    if now is None:
+        return _pack_function(function)[0]
+    known = _packed_before.get(function)
+    if known is not None and known[0] == now:
+        return known[1]
+    packed, self_contained = _pack_function(function)
+    if self_contained:
+        _packed_before[function] = now, packed
+    return packed
 
 
 def pack_arguments(args: Sequence[Any], kwargs: Mapping[str, Any], known: frozenset[str] = frozenset()) -> list[Piece]:
@@ -85,6 +86,25 @@ def pack_arguments(args: Sequence[Any], kwargs: Mapping[str, Any], known: frozen
     if (size := len(body) + sum(view.nbytes for view in views)) > MAX_ARGUMENT_BYTES:
         raise InvalidRequest(f"the arguments pack to {size:,} bytes; at most {MAX_ARGUMENT_BYTES:,} are allowed")
     return [body, *views]
+
+
+def _pack_function(function: Callable[..., Any]) -> tuple[Packed, bool]:
+    """The packed function, and whether it refers to no module but those of every function."""
+    if not callable(function):
+        raise InvalidRequest(
+            f"the first argument must be a function, not a {type(function).__name__}: {function!r:.80}"
+        )
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    body, _, needed = _dump(function, {name: function}, buffers=False)
+    modules = own_modules(needed - _OF_EVERY_FUNCTION)
+    code = pickle.dumps(_Arrival(modules, body), protocol=5) if modules else body
+    if len(code) > MAX_CODE_BYTES:
+        raise InvalidRequest(
+            f"{name} packs to {len(code):,} bytes; at most {MAX_CODE_BYTES:,} are allowed. "
+            "It refers to large data: pass them as arguments"
+        )
+    packed = Packed(code, hashlib.sha256(code).digest(), name, frozenset(modules))
+    return packed, needed <= _OF_EVERY_FUNCTION | {"builtins"}
 
 
 def _drop(_buffer: pickle.PickleBuffer) -> None:

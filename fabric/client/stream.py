@@ -42,14 +42,15 @@ class Stream(asyncio.Protocol):
     def is_open(self) -> bool:
         return self._transport is not None and self._websocket.state is State.OPEN
 
-    def send(self, parts: list[Buffer]) -> None:
-        """One binary message; buffered when the peer is slow."""
+    def send(self, *messages: list[Buffer]) -> None:
+        """Binary messages, each given as its parts; buffered when the peer is slow."""
         if not self.is_open:
             return
-        if sum(memoryview(part).nbytes for part in parts) <= JOIN_BYTES:
-            self._websocket.send_binary(parts[0] if len(parts) == 1 else b"".join(parts))
-        else:
-            self._send_fragments([part for part in parts if memoryview(part).nbytes])
+        for parts in messages:
+            if sum(memoryview(part).nbytes for part in parts) <= JOIN_BYTES:
+                self._websocket.send_binary(parts[0] if len(parts) == 1 else b"".join(parts))
+            else:
+                self._send_fragments([part for part in parts if memoryview(part).nbytes])
         self._flush()
 
     def close(self) -> None:
@@ -133,11 +134,19 @@ class Stream(asyncio.Protocol):
     def _flush(self) -> None:
         if self._transport is None:
             return
+        joined: list[bytes] = []
         for data in self._websocket.data_to_send():
+            if data and len(data) <= JOIN_BYTES:
+                joined.append(data)
+                continue
+            self._transport.write(b"".join(joined))
+            joined.clear()
             if data:
                 self._transport.write(data)
             else:
                 self._transport.close()
+        if joined:
+            self._transport.write(joined[0] if len(joined) == 1 else b"".join(joined))
 
 
 async def open_stream(url: str, token: str, on_message: Callable[[bytes], None], on_lost: Callable[[], None]) -> Stream:
