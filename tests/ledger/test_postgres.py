@@ -11,9 +11,19 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DatabaseError, IntegrityError
-from sqlmodel import Session, SQLModel
+from sqlmodel import Session, SQLModel, col, select
 
+from fabric.wire.clock import ManualClock
+from ledger import accounts
 from ledger.audit import run_audit
+from ledger.book import Book
+from ledger.chain import crediting
+from ledger.chain.book import AddressBook
+from ledger.chain.checks import CHAIN_CHECKS
+from ledger.chain.crediting import link_wallet
+from ledger.chain.following import Block
+from ledger.chain.index import Index
+from ledger.chain.tables import DepositRow, chain_tables, create_chain_schema
 from ledger.checks import LEDGER_CHECKS
 from ledger.database import open_engine
 from ledger.errors import InsufficientFunds
@@ -142,3 +152,80 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def chained(engine) -> Iterator[Engine]:
+    """The database with the chain's tables, too."""
+    with engine.begin() as connection:
+        create_chain_schema(connection)
+    yield engine
+    with engine.begin() as connection:
+        SQLModel.metadata.drop_all(connection, tables=chain_tables())
+
+
+def deposited(number: int, dc: int) -> DepositRow:
+    account = f"0x{number:040x}"
+    return DepositRow(block_number=number, log_index=0, tx_hash=bytes(32), account=account, dc=dc, total_dc=dc)
+
+
+def follow(session: Session, *deposits: int) -> Index:
+    """Blocks from number 1 on, each with one deposit."""
+    index = Index(session)
+    index.begin(AddressBook(1337, 1, *("0x" + digit * 40 for digit in "12345")))
+    for number, dc in enumerate(deposits, start=1):
+        index.append(Block(number, bytes([number]), bytes([number - 1]), number), [deposited(number, dc)])
+    return index
+
+
+def test_what_the_chain_said_comes_and_goes_with_its_block_until_that_is_final(chained, session):
+    index = follow(session, 2**256 - 1, 2**256 - 2, 2**256 - 3)
+    index.finalise(2)
+    session.commit()
+    for statement, refusal in (
+        ("UPDATE chain_deposit SET log_index = 7", "come and go with their block"),
+        ("DELETE FROM chain_deposit WHERE block_number = 2", "are final"),
+        ("TRUNCATE chain_deposit", "come and go with their block"),
+        ("UPDATE chain_cursor SET final_number = 1", "final stays final"),
+        ("DELETE FROM chain_cursor", "final stays final"),
+    ):
+        with pytest.raises(DatabaseError, match=refusal):
+            session.execute(text(statement))
+        session.rollback()
+    assert [block.number for block in index.trail().blocks] == [2, 3]
+    index.undo(2)
+    amounts = [row.dc for row in session.exec(select(DepositRow).order_by(col(DepositRow.dc)))]
+    assert amounts == [2**256 - 2, 2**256 - 1]
+    assert run_audit(session, CHAIN_CHECKS[:2], now_ms=0).clean
+    session.commit()
+
+
+def test_a_wallet_linked_while_its_deposit_becomes_final_is_credited_once(chained):
+    """The cursor's lock lets one of the two see the other, whichever is first."""
+
+    def link(number: int) -> None:
+        with Session(chained) as session:
+            ledger = Ledger(session, ManualClock())
+            link_wallet(session, ledger, f"0x{number:040x}", f"customer-{number}", at_ms=0)
+            session.commit()
+
+    def finalise(number: int) -> None:
+        with Session(chained) as session:
+            index = Index(session)
+            index.cursor(lock=True)
+            crediting.book(session, Ledger(session, ManualClock()), index.events(number))
+            index.finalise(number)
+            session.commit()
+
+    numbers = range(1, 7)
+    with Session(chained) as session:
+        follow(session, *[5] * len(numbers))
+        session.commit()
+    with ThreadPoolExecutor(2) as pool:
+        for number in numbers:
+            order = (link, finalise) if number % 2 else (finalise, link)
+            for done in [pool.submit(act, number) for act in order]:
+                done.result(timeout=60)
+    with Session(chained) as session:
+        for number in numbers:
+            assert Book(session).balance(accounts.available(f"customer-{number}")) == 5
