@@ -31,6 +31,7 @@ from fabric.wire.errors import (
     ServiceError,
 )
 from fabric.wire.machines import IllegalTransition
+from ledger.chain.errors import ChainError
 from ledger.errors import BudgetExceeded, LedgerError
 from ledger.errors import EpochNotOver as LedgerEpochNotOver
 from ledger.errors import EpochOutOfOrder as LedgerEpochOutOfOrder
@@ -180,6 +181,7 @@ _TRANSLATIONS: dict[type[Exception], Callable[[Any], Error]] = {
     BudgetExceeded: _of_budget,
     LedgerEpochNotOver: lambda error: Conflict(str(error)),
     LedgerEpochOutOfOrder: lambda error: Conflict(str(error)),
+    ChainError: lambda error: ServiceError(str(error), retryable=True),
     IllegalTransition: lambda error: Conflict(str(error)),
 }
 

@@ -110,6 +110,25 @@ class Epochs(_Out):
     current: CurrentEpoch
 
 
+class Settlement(_Out):
+    """What this control plane settles on; `close_waits` and `settler` are of the process that was asked.
+
+    Attributes:
+        settlement: chain and contract, as the files of epochs name them; "not settled: …" without a chain.
+        final_block: everything up to it is booked; None while nothing was read.
+        posted, finalised: the next epoch to post and to finalise, as far as the chain was read.
+        close_waits: why the next epoch cannot be closed now; empty when it can.
+        settler: what the settler did last or waits for; empty where another process settles.
+    """
+
+    settlement: str
+    final_block: int | None
+    posted: int
+    finalised: int
+    close_waits: str
+    settler: str
+
+
 class GpuEpoch(_Out):
     gpu: str
     gpu_ms: int

@@ -14,6 +14,7 @@ from api.errors import Conflict, NotFound
 from api.plane import Plane
 from ledger import queries
 from ledger.queries import Page, Party
+from ledger.settings import NOT_SETTLED
 
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
@@ -40,6 +41,25 @@ def epochs(plane: PlaneDep, session: ReadSession, cursor: Before = None, limit: 
     page = queries.epochs(session, before=cursor, limit=limit)
     return schemas.Epochs(
         epochs=[schemas.epoch_view(one) for one in page.items], next=page.next_cursor, current=_current(plane, session)
+    )
+
+
+@router.get("/settlement", summary="The chain on which epochs are settled, how far, and what is waited for")
+def settlement(plane: PlaneDep, session: ReadSession) -> schemas.Settlement:
+    if plane.chain is None:
+        return schemas.Settlement(
+            settlement=NOT_SETTLED, final_block=None, posted=0, finalised=0, close_waits="", settler=""
+        )
+    from ledger.chain.queue import queue_of
+
+    queue = queue_of(session)
+    return schemas.Settlement(
+        settlement=plane.chain.settlement,
+        final_block=queue.final_block,
+        posted=queue.posted,
+        finalised=queue.finalised,
+        close_waits=plane.chain.close_waits,
+        settler=plane.chain.settler_says,
     )
 
 

@@ -8,6 +8,21 @@ from pathlib import Path
 from fabric.wire.errors import InvalidRequest
 
 DEFAULT_LINGER_S = 60.0
+CONTROL_KEYS = frozenset(
+    {
+        "FABRIC_FINALITY_S",
+        "FABRIC_EPOCH_S",
+        "FABRIC_TEST_BCT_PRICE_DC",
+        "FABRIC_LOG_LEVEL",
+        "FABRIC_CHAIN_URL",
+        "FABRIC_CHAIN_ADDRESSES",
+        "FABRIC_CHAIN_KEYSTORE",
+        "FABRIC_CHAIN_KEYSTORE_PASSWORD",
+        "FABRIC_CHAIN_KEY",
+        "FABRIC_CHAIN_CONFIRMATIONS",
+    }
+)
+"""Keys of the control plane that a person may set for the embedded one too; its settings class reads them."""
 ISOLATIONS = ("none", "bubblewrap")
 
 

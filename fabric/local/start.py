@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fabric.local.home import Home, Status, hold_client, is_locked, locked
 from fabric.local.requirements import check_requirements
-from fabric.local.settings import LocalSettings
+from fabric.local.settings import CONTROL_KEYS, LocalSettings
 from fabric.wire.errors import ServiceError
 from fabric.wire.ids import new_id
 
@@ -133,18 +133,8 @@ def _spawn_guard(home: Home, start: str) -> "subprocess.Popen[bytes]":
     return process
 
 
-_PASSED_ON = frozenset(
-    {
-        "FABRIC_EMBEDDED_LINGER_S",
-        "FABRIC_SIMULATED_GPUS",
-        "FABRIC_ISOLATION",
-        "FABRIC_PORT",
-        "FABRIC_FINALITY_S",
-        "FABRIC_EPOCH_S",
-        "FABRIC_TEST_BCT_PRICE_DC",
-        "FABRIC_LOG_LEVEL",
-    }
-)
+_OWN_KEYS = frozenset({"FABRIC_EMBEDDED_LINGER_S", "FABRIC_SIMULATED_GPUS", "FABRIC_ISOLATION", "FABRIC_PORT"})
+_PASSED_ON = _OWN_KEYS | CONTROL_KEYS
 _GUARDS: "list[subprocess.Popen[bytes]]" = []
 """Kept so that this process reaps a guard that ends before it."""
 

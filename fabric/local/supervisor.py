@@ -29,7 +29,7 @@ from fabric.local.processes import (
     reap,
 )
 from fabric.local.ray_head import ADDRESS, RayHead
-from fabric.local.settings import LocalSettings
+from fabric.local.settings import CONTROL_KEYS, LocalSettings
 from fabric.wire.errors import Error, ServiceError
 
 TICK_S = 0.1
@@ -265,7 +265,7 @@ def _control_port(wanted: int) -> int:
 
 
 def _control_environ(home: Home, port: int) -> dict[str, str]:
-    passed = {k: v for k, v in os.environ.items() if k in _OF_CONTROL}
+    passed = {k: v for k, v in os.environ.items() if k in CONTROL_KEYS}
     return passed | {
         "FABRIC_HOST": "127.0.0.1",
         "FABRIC_PORT": str(port),
@@ -273,22 +273,6 @@ def _control_environ(home: Home, port: int) -> dict[str, str]:
         "FABRIC_BOOTSTRAP": str(home.bootstrap_file),
         "FABRIC_ALLOW_SIMULATED": "1",
     }
-
-
-_OF_CONTROL = frozenset(
-    {
-        "FABRIC_FINALITY_S",
-        "FABRIC_EPOCH_S",
-        "FABRIC_TEST_BCT_PRICE_DC",
-        "FABRIC_LOG_LEVEL",
-        "FABRIC_CHAIN_URL",
-        "FABRIC_CHAIN_ADDRESSES",
-        "FABRIC_CHAIN_KEYSTORE",
-        "FABRIC_CHAIN_KEYSTORE_PASSWORD",
-        "FABRIC_CHAIN_KEY",
-        "FABRIC_CHAIN_CONFIRMATIONS",
-    }
-)
 
 
 def _count(simulated: str) -> int:

@@ -14,6 +14,7 @@ LedgerError
     ├── NotMined             no receipt within the time given; the transaction may still be mined
     ├── Disagreement         the chain has another closing of an epoch than the ledger; a person must look
     ├── WentBack             the chain lost a transaction of ours that was final; a person must look
+    ├── BadSignature         a text that was not signed by the wallet it names
     ├── WalletTaken          a wallet that is another customer's, or a second wallet of one customer
     └── StillHalted          the indexer cannot go on: the chain still contradicts what was final
 """
@@ -77,6 +78,10 @@ class WentBack(ChainError):
 
 
 class NotMined(ChainError):
+    pass
+
+
+class BadSignature(ChainError):
     pass
 
 

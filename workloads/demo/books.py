@@ -1,15 +1,20 @@
 """What the fabric's public answers say about the demo's work, read three independent ways.
 
-Bills come from the runs, usage from the ledger's view of each GPU, what was allocated from the epochs' payouts to each
-owner. Nothing here computes an amount except the three sums.
+Bills come from the runs, what was burned from the closed epochs, the total from the chain's own contract. Beside them:
+usage by GPU, and what was allocated to each owner. Nothing here computes an amount except the sums.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import fabric
+from workloads.demo.economy import Economy, Settled
 from workloads.demo.stage import Stage
 from workloads.demo.work import Work
+
+_LEASES_S = 30.0
+_ENDED = ("CLOSED", "LOST")
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,12 @@ class RunRow:
 
 @dataclass(frozen=True)
 class GpuRow:
-    """One GPU: what it was used for and what it earned."""
+    """One GPU: what it was used for, what it earned, and for whom in turn."""
 
     id: str
     model: str
     simulated: bool
-    holder: str
+    holders: tuple[str, ...]
     gpu_ms: int
     used_dc: int
     earned_bct: str
@@ -65,23 +70,34 @@ class Books:
     bills_dc: int
     usage_dc: int
     allocated_dc: int
+    burned_dc: int
+    settled: Settled
+
+    @property
+    def sums_agree(self) -> bool:
+        """Whether bills, burned and the chain's total are one sum, and some work was billed."""
+        return 0 < self.bills_dc == self.burned_dc == self.settled.burned_dc
 
     @property
     def agree(self) -> bool:
-        """Whether the three sums are one, some work was billed, and the audit found nothing."""
-        return 0 < self.bills_dc == self.usage_dc == self.allocated_dc and bool(self.audit["ok"])
+        """Whether every sum is the same, owners have claimed what they earned, and the audit found nothing."""
+        allocated = self.bills_dc == self.usage_dc == self.allocated_dc
+        return self.sums_agree and allocated and self.settled.paid_out and bool(self.audit["ok"])
 
     @classmethod
-    def read(cls, stage: Stage, work: Work) -> "Books":
-        """Close what is due, then read everything anew."""
+    def read(cls, stage: Stage, work: Work, economy: Economy) -> "Books":
+        """Close what is due, settle it, then read everything anew."""
+        _wait_for_leases(stage)
         closed = stage.close_epochs()
         if closed["open_epochs"]:
             raise fabric.ServiceError(f"{closed['open_epochs']} epochs are still open; look into the demo's logs")
+        settled = economy.settle()
         found = [stage.get(f"/v1/runs/{run['id']}") for run in stage.get("/v1/runs", limit=100)["runs"]]
         found.sort(key=lambda run: run["created_at_ms"])
         tasks = tuple(row for run in found for row in _tasks(run))
         gpus = tuple(_gpu(stage, gpu) for gpu in stage.get("/v1/ledger/gpus")["gpus"])
-        owners = {row.holder: stage.get(f"/v1/ledger/holders/{row.holder}") for row in gpus}
+        holders = dict.fromkeys(holder for row in gpus for holder in row.holders)
+        owners = {holder: stage.get(f"/v1/ledger/holders/{holder}") for holder in holders}
         epochs = stage.get("/v1/ledger/epochs", limit=100)["epochs"]
         return cls(
             work=work,
@@ -94,7 +110,20 @@ class Books:
             bills_dc=sum(int(run["cost"]["accrued_dc"]) for run in found),
             usage_dc=sum(row.used_dc for row in gpus),
             allocated_dc=sum(int(owner["dc"]) for owner in owners.values()),
+            burned_dc=sum(int(epoch["burned_dc"]) for epoch in epochs),
+            settled=settled,
         )
+
+
+def _wait_for_leases(stage: Stage) -> None:
+    """Until the last receipt of every lease is there: the session keeps a lease a moment after its last task."""
+    deadline = time.monotonic() + _LEASES_S
+    while time.monotonic() < deadline:
+        found = stage.get("/v1/runs", limit=100)["runs"]
+        if all(lease["state"] in _ENDED for run in found for lease in run["leases"]):
+            return
+        time.sleep(0.2)
+    raise fabric.ServiceError(f"a lease is still open after {_LEASES_S:.0f} s; look into the demo's logs with --keep")
 
 
 def _tasks(run: dict[str, Any]) -> list[TaskRow]:
@@ -136,7 +165,7 @@ def _gpu(stage: Stage, gpu_id: str) -> GpuRow:
         id=gpu["id"],
         model=gpu["model"],
         simulated=gpu["simulated"],
-        holder=gpu["cash_flow"][0]["holder"],
+        holders=tuple(dict.fromkeys(line["holder"] for line in reversed(gpu["cash_flow"]))),
         gpu_ms=gpu["used_gpu_ms"],
         used_dc=int(gpu["used_dc"]),
         earned_bct=gpu["earned_bct"],

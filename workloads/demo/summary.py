@@ -17,7 +17,14 @@ def as_data(books: Books) -> dict[str, Any]:
     """Everything the summary says, for programs; amounts in DC."""
     return {
         "agree": books.agree,
-        "sums_dc": {"bills": books.bills_dc, "usage": books.usage_dc, "allocated": books.allocated_dc},
+        "sums_dc": {
+            "bills": books.bills_dc,
+            "burned": books.burned_dc,
+            "on_chain": books.settled.burned_dc,
+            "usage": books.usage_dc,
+            "allocated": books.allocated_dc,
+        },
+        "settled": asdict(books.settled),
         "simulated": books.work.simulated,
         "results": {name: [asdict(one) for one in found] for name, found in books.work.results.items()},
         "runs": [asdict(row) for row in books.runs],
@@ -29,16 +36,17 @@ def as_data(books: Books) -> dict[str, Any]:
     }
 
 
-def show(books: Books, *, home: Path | None) -> None:
-    """Print it."""
+def show(books: Books, *, people: dict[str, str], home: Path | None) -> None:
+    """Print it; ``people`` names the owners' addresses."""
     console = Console()
     console.rule("[bold]Berkeley Compute: the whole economy, once")
     _show_work(console, books)
     _show_runs(console, books)
-    _show_gpus(console, books)
+    _show_gpus(console, books, people)
+    _show_chain(console, books)
     _show_sums(console, books)
     if home is not None:
-        console.print(f"\nIt still runs: FABRIC_HOME={home} fabric status (and `fabric down` when you are done).")
+        console.print(f"\nIt still runs, without its chain: FABRIC_HOME={home} fabric status (`fabric down` ends it).")
 
 
 def _show_work(console: Console, books: Books) -> None:
@@ -74,7 +82,7 @@ def _show_runs(console: Console, books: Books) -> None:
     )
 
 
-def _show_gpus(console: Console, books: Books) -> None:
+def _show_gpus(console: Console, books: Books, people: dict[str, str]) -> None:
     table = Table(title="What each GPU and its owner earned", title_justify="left", title_style="bold")
     for column in ("GPU", "owner"):
         table.add_column(column)
@@ -82,10 +90,11 @@ def _show_gpus(console: Console, books: Books) -> None:
         table.add_column(column, justify="right")
     for row in books.gpus:
         model = f"{row.model}{' (simulated)' if row.simulated else ''} {row.id[:8]}"
-        table.add_row(model, row.holder[:12] + "…", f"{row.gpu_ms:,}", _usd(row.used_dc), _bct(row.earned_bct))
+        holders = ", then ".join(people[holder] for holder in row.holders)
+        table.add_row(model, holders, f"{row.gpu_ms:,}", _usd(row.used_dc), _bct(row.earned_bct))
     table.add_section()
     for holder, owner in books.owners.items():
-        table.add_row("[bold]all its GPUs[/]", holder[:12] + "…", "", _usd(int(owner["dc"])), _bct(owner["bct"]))
+        table.add_row("[bold]all GPUs of[/]", people[holder], "", _usd(int(owner["dc"])), _bct(owner["bct"]))
     console.print()
     console.print(table)
     first, last = books.epochs[0], books.epochs[-1]
@@ -98,6 +107,21 @@ def _show_gpus(console: Console, books: Books) -> None:
     )
 
 
+def _show_chain(console: Console, books: Books) -> None:
+    settled = books.settled
+    console.print(
+        f"\n[bold]The chain.[/] {settled.epochs} epochs posted and finalised; of {_usd(settled.deposited_dc)} "
+        f"deposited {_usd(settled.burned_dc)} were burned. GPU {settled.sold_gpu[:10]} was sold between two tasks."
+    )
+    for name, wei in settled.claimed_wei.items():
+        owed = settled.owed_wei[name]
+        console.print(
+            f"  {name} claimed {_bct_of(wei)}" + ("" if wei == owed else f" [red]and is owed {_bct_of(owed)}[/]")
+        )
+    gas = ", ".join(f"{what} {used:,}" for what, used in settled.gas.items())
+    console.print(f"[dim]Gas: {gas}.[/]")
+
+
 def _show_sums(console: Console, books: Books) -> None:
     checks = books.audit["checks"]
     passed = sum(bool(check["ok"]) for check in checks)
@@ -105,16 +129,24 @@ def _show_sums(console: Console, books: Books) -> None:
     for check in checks:
         if not check["ok"]:
             console.print(f"  [red]{check['name']}: {check['first_bad']}[/]")
-    verdict = "[bold green]yes[/]" if books.bills_dc == books.usage_dc == books.allocated_dc else "[bold red]NO[/]"
     console.print(
-        f"bills {books.bills_dc:,} DC, usage {books.usage_dc:,} DC, allocated {books.allocated_dc:,} DC "
-        f"({_usd(books.bills_dc)})"
+        f"bills {books.bills_dc:,} DC, burned {books.burned_dc:,} DC, on chain {books.settled.burned_dc:,} DC, "
+        f"usage {books.usage_dc:,} DC, allocated {books.allocated_dc:,} DC ({_usd(books.bills_dc)})"
     )
-    console.print(f"sum of bills = sum of usage = sum allocated: {verdict}")
+    console.print(f"sum of usage = sum allocated: {_verdict(books.bills_dc == books.usage_dc == books.allocated_dc)}")
+    console.print(f"sum of bills = sum burned = on-chain total: {_verdict(books.sums_agree)}")
+
+
+def _verdict(agreed: bool) -> str:
+    return "[bold green]yes[/]" if agreed else "[bold red]NO[/]"
 
 
 def _usd(dc: int) -> str:
     return f"${Decimal(dc) / _DC_PER_USD:.5f}"
+
+
+def _bct_of(wei: int) -> str:
+    return f"{Decimal(wei) / 10**18:.5f} BCT"
 
 
 def _bct(amount: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import fabric
@@ -11,6 +12,9 @@ from workloads.demo.stage import Stage
 
 HIDDEN = (32, 128)
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+
+
+FIRST_LOOK = "first look"
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class Work:
     results: dict[str, tuple[Trained, ...]]
 
 
-def run_all(stage: Stage) -> Work:
-    """Run everything through the SDK's public names."""
+def run_all(stage: Stage, between: Callable[[], None]) -> Work:
+    """Run everything through the SDK's public names; call ``between`` after the first task."""
     offers = fabric.offers()
     models = tuple(dict.fromkeys(offer.model for offer in offers))
     simulated = any(offer.simulated for offer in offers)
@@ -31,7 +35,8 @@ def run_all(stage: Stage) -> Work:
         stage.say(f"no NVIDIA GPU here: these are simulated and marked so everywhere: {', '.join(models)}")
     results: dict[str, tuple[Trained, ...]] = {}
     with contextlib.redirect_stdout(sys.stderr):
-        results["first look"] = (fabric.run(train, 64, 3e-3, gpu=models[0], name="first look"),)
+        results[FIRST_LOOK] = (fabric.run(train, 64, 3e-3, gpu=models[0], name=FIRST_LOOK),)
+        between()
         for model in models:
             name = f"sweep on {model}"
             grid = list(itertools.product(HIDDEN, LEARNING_RATES))
