@@ -75,10 +75,10 @@ class Meters:
 
     def open_of_gpu(self, gpu_id: str, since_ms: int) -> list[RowMapping]:
         """Meters of a GPU that have standing usage accepted at ``since_ms`` or later."""
-        used = select(USAGE.c.meter_id).where(USAGE.c.accepted_ms >= since_ms, standing())
-        rows = self._session.execute(
-            select(METER).where(METER.c.gpu_id == gpu_id, METER.c.id.in_(used)).order_by(METER.c.id)
+        used = select(USAGE.c.entry_id).where(
+            USAGE.c.meter_id == METER.c.id, USAGE.c.accepted_ms >= since_ms, standing()
         )
+        rows = self._session.execute(select(METER).where(METER.c.gpu_id == gpu_id, used.exists()).order_by(METER.c.id))
         return list(rows.mappings())
 
     def write(self, charges: Sequence[tuple[Charge, int, int]], *, accepted_ms: int) -> None:
