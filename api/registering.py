@@ -1,6 +1,7 @@
 """Runs that a session sent straight to a lease it holds, told of afterwards, several at a time."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sqlmodel import Session, col, select
 
@@ -15,6 +16,13 @@ from fabric.wire.errors import InvalidRequest
 from fabric.wire.machines import RUN_EDGES, RunState, is_terminal
 from fabric.wire.reasons import EXPLANATIONS, Reason
 from fabric.wire.receipts import RunLine, SignedReceipt
+
+
+class _Held(NamedTuple):
+    """A lease of the session (kept, so that it is read once for all runs) and what its newest receipt says of runs."""
+
+    lease: LeaseRow
+    lines: dict[str, RunLine]
 
 
 def register(plane: Plane, session: Session, customer: str, name: str, told: Sequence[ToldRun]) -> list[str]:
@@ -33,15 +41,15 @@ def register(plane: Plane, session: Session, customer: str, name: str, told: Seq
             raise InvalidRequest(f"run {one.request.id} names session {one.request.session}, this is {name}")
     broker.heartbeat(customer, name)
     known = set(session.scalars(select(RunRow.id).where(col(RunRow.id).in_([one.request.id for one in told]))))
-    lines: dict[str, dict[str, RunLine]] = {}
+    held: dict[str, _Held] = {}
     parts: list[LeaseRunRow] = []
     with session.no_autoflush:
         for one in told:
             lease = one.request.lease.id if one.request.lease else ""
             if one.request.id not in known and lease and is_terminal(RUN_EDGES, RunState(one.state)):
-                parts.append(broker.told_over(customer, one, _lines(session, lines, lease)))
+                parts.append(broker.told_over(customer, one, _held(session, held, lease).lines))
             else:
-                _take_steps(plane, session, broker, customer, one, lines)
+                _take_steps(plane, session, broker, customer, one, held)
             known.add(one.request.id)
     session.flush()
     session.add_all(parts)
@@ -49,12 +57,12 @@ def register(plane: Plane, session: Session, customer: str, name: str, told: Seq
 
 
 def _take_steps(
-    plane: Plane, session: Session, broker: Broker, customer: str, told: ToldRun, lines: dict[str, dict[str, RunLine]]
+    plane: Plane, session: Session, broker: Broker, customer: str, told: ToldRun, held: dict[str, _Held]
 ) -> None:
     """A run that goes on, or was told of before, takes the steps of any run; one that is over costs a row instead."""
     run, is_new = broker.told(customer, told.request)
     if is_new:
-        _take_part(session, run, _lines(session, lines, told.request.lease.id if told.request.lease else ""))
+        _take_part(session, run, _held(session, held, told.request.lease.id if told.request.lease else "").lines)
     _move_on(plane, session, run, told)
 
 
@@ -72,8 +80,7 @@ def _move_on(plane: Plane, session: Session, run: RunRow, told: ToldRun) -> None
         transitions.attempt_ended(plane, session, run, reason, EXPLANATIONS[reason])
 
 
-def _lines(session: Session, known: dict[str, dict[str, RunLine]], lease_id: str) -> dict[str, RunLine]:
-    """What the lease's newest accepted receipt says of each run."""
+def _held(session: Session, known: dict[str, _Held], lease_id: str) -> _Held:
     if lease_id not in known:
         lease = session.get(LeaseRow, lease_id)
         if lease is None:
@@ -81,7 +88,7 @@ def _lines(session: Session, known: dict[str, dict[str, RunLine]], lease_id: str
         generation = lease.generation - (1 if lease.state == "LOST" else 0)
         row = session.get(ReceiptRow, (lease_id, generation, lease.last_seq))
         lines = SignedReceipt.from_bytes(row.signed).receipt.runs if row is not None else ()
-        known[lease_id] = {line.run: line for line in lines}
+        known[lease_id] = _Held(lease, {line.run: line for line in lines})
     return known[lease_id]
 
 
