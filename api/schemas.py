@@ -316,10 +316,30 @@ class OperatorKeys(_Out):
     session_keys: list[str]
 
 
+class LeaseInEpoch(_Out):
+    """The way of one lease on one GPU into a closed epoch: both leaves' values and paths, bottom up, in 0x-hex."""
+
+    epoch: int
+    lease: str
+    gpu: str
+    gpu_ms: int
+    dc: Dc
+    receipt_hash: str
+    lease_path: list[str]
+    usage_gpu_ms: int
+    usage_dc: Dc
+    leases_root: str
+    usage_path: list[str]
+    usage_root: str
+    file_hash: str
+    settlement: str
+
+
 class RunReceipts(_Out):
     fabric_id: str
     operators: dict[str, OperatorKeys]
     receipts: list[ReceiptOut]
+    epochs: list[LeaseInEpoch]
 
 
 class Gpu(_Out):

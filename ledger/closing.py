@@ -79,20 +79,13 @@ class Closing:
         if body is not None:
             return allocate(read_file(body)[0])
         self._expect_turn(n, at_ms)
-        span = self.span(n)
+        span = span_of(self._session, n)
         with collection_paused():
             given = self._input(n, terms, span)
             result = allocate(given)
         self._book_close(result, at_ms)
         self._keep(given, result, terms, self._payers(span, terms.payer_salt), at_ms)
         return result
-
-    def span(self, first: int, last: int | None = None) -> tuple[int, int]:
-        """Bounds of the acceptance times of usage final in the epochs ``first`` to ``last``."""
-        through = FINALITY.c.through_ms
-        below = select(func.coalesce(func.max(through), 0)).where(FINALITY.c.epoch < first)
-        upto = select(func.coalesce(func.max(through), 0)).where(FINALITY.c.epoch <= (first if last is None else last))
-        return self._session.execute(below).scalar_one(), self._session.execute(upto).scalar_one()
 
     def _expect_turn(self, n: int, at_ms: int) -> None:
         if at_ms < self._epochs.end(n):
@@ -133,7 +126,7 @@ class Closing:
     def _gpus(self, n: int, span: tuple[int, int]) -> list[GpuUsage]:
         payers = self._payers_by_gpu(n)
         gpus: list[GpuUsage] = []
-        for gpu_id, leases in groupby(self._leases(span), key=itemgetter(0)):
+        for gpu_id, leases in groupby(leases_in(self._session, span), key=itemgetter(0)):
             rows = [row for row in leases if row[2] or row[3]]
             if rows:
                 leaves = [lease_leaf(lease, ms, dc, receipt) for _, lease, ms, dc, receipt in rows]
@@ -141,27 +134,9 @@ class Closing:
                 gpus.append(GpuUsage(gpu_id, gpu_ms, dc, root(leaves), *payers.get(gpu_id, (0, 0))))
         return gpus
 
-    def _leases(self, span: tuple[int, int]) -> Iterator[tuple[str, str, int, int, bytes]]:
-        """(GPU, lease, GPU-ms, DC, hash of its last receipt counted), by GPU and lease."""
-        key = (METER.c.gpu_id, METER.c.lease_id)
-        sums = (
-            func.sum(USAGE.c.gpu_ms).label("ms"),
-            func.sum(USAGE.c.dc).label("dc"),
-            func.max(USAGE.c.entry_id).label("last"),
-        )
-        grouped = _final(span).with_only_columns(*key, *sums).group_by(*key).subquery()
-        last = USAGE.alias()
-        rows = self._session.execute(
-            select(grouped.c.gpu_id, grouped.c.lease_id, grouped.c.ms, grouped.c.dc, last.c.receipt_hash)
-            .join(last, last.c.entry_id == grouped.c.last)
-            .order_by(grouped.c.gpu_id, grouped.c.lease_id)
-        )
-        for gpu_id, lease_id, ms, dc, receipt_hash in rows:
-            yield gpu_id, lease_id, int(ms), int(dc), receipt_hash
-
     def _payers_by_gpu(self, n: int) -> dict[str, tuple[int, int]]:
         """Per GPU, over the last epochs: how many customers paid, and the largest one's share in bps, rounded down."""
-        span = self.span(max(0, n - self._settings.payer_epochs + 1), n)
+        span = span_of(self._session, max(0, n - self._settings.payer_epochs + 1), n)
         key = (METER.c.gpu_id, METER.c.customer)
         rows = self._session.execute(
             _final(span)
@@ -272,6 +247,36 @@ def collection_paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def span_of(session: Session, first: int, last: int | None = None) -> tuple[int, int]:
+    """Bounds of the acceptance times of usage final in the epochs ``first`` to ``last``."""
+    through = FINALITY.c.through_ms
+    below = select(func.coalesce(func.max(through), 0)).where(FINALITY.c.epoch < first)
+    upto = select(func.coalesce(func.max(through), 0)).where(FINALITY.c.epoch <= (first if last is None else last))
+    return session.execute(below).scalar_one(), session.execute(upto).scalar_one()
+
+
+def leases_in(
+    session: Session, span: tuple[int, int], gpu_id: str | None = None
+) -> Iterator[tuple[str, str, int, int, bytes]]:
+    """(GPU, lease, GPU-ms, DC, hash of its last receipt counted), by GPU and lease; of one GPU if given."""
+    key = (METER.c.gpu_id, METER.c.lease_id)
+    sums = (
+        func.sum(USAGE.c.gpu_ms).label("ms"),
+        func.sum(USAGE.c.dc).label("dc"),
+        func.max(USAGE.c.entry_id).label("last"),
+    )
+    usage = _final(span) if gpu_id is None else _final(span).where(METER.c.gpu_id == gpu_id)
+    grouped = usage.with_only_columns(*key, *sums).group_by(*key).subquery()
+    last = USAGE.alias()
+    rows = session.execute(
+        select(grouped.c.gpu_id, grouped.c.lease_id, grouped.c.ms, grouped.c.dc, last.c.receipt_hash)
+        .join(last, last.c.entry_id == grouped.c.last)
+        .order_by(grouped.c.gpu_id, grouped.c.lease_id)
+    )
+    for found, lease_id, ms, dc, receipt_hash in rows:
+        yield found, lease_id, int(ms), int(dc), receipt_hash
 
 
 def file_of(session: Session, n: int) -> bytes | None:

@@ -6,16 +6,26 @@ to each lease's last receipt and from there to every task.
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
 
 import sha3
 
-from fabric.wire.hashing import keccak256
+from fabric.wire.leaves import USAGE_TAG, gpu_id_hex, gpu_public_id, lease_leaf, usage_leaf
 from fabric.wire.merkle import leaf, tag
 
+__all__ = [
+    "address_bytes",
+    "exit_leaf",
+    "gpu_id_hex",
+    "gpu_public_id",
+    "id_bytes",
+    "lease_leaf",
+    "payout_leaf",
+    "payout_leaf_batch",
+    "usage_leaf",
+    "usage_leaf_batch",
+]
+
 PAYOUT_TAG = tag("fabric.payout.v1")
-USAGE_TAG = tag("fabric.usage.v1")
-LEASE_TAG = tag("fabric.lease.v1")
 EXIT_TAG = tag("fabric.exit.v1")
 
 _PADDING = bytes(12)
@@ -24,23 +34,8 @@ _ADDRESS_BYTES = 20
 _ID_BYTES = 32
 
 
-@lru_cache(maxsize=65_536)
-def gpu_public_id(gpu_uuid: str) -> bytes:
-    """``keccak256("fabric-gpu" ‖ UUID)``: lets a GPU be followed in public without showing its UUID."""
-    return keccak256(b"fabric-gpu", gpu_uuid.encode())
-
-
-def gpu_id_hex(gpu_uuid: str) -> str:
-    """The public id as the ledger, the API and the epoch file write it: 0x and 64 lower-case digits."""
-    return "0x" + gpu_public_id(gpu_uuid).hex()
-
-
 def payout_leaf(gpu_id: bytes, holder: bytes, cumulative_wei: int) -> bytes:
     return leaf(PAYOUT_TAG, gpu_id, holder, cumulative_wei)
-
-
-def usage_leaf(epoch: int, gpu_id: bytes, gpu_ms: int, dc: int, leases_root: bytes) -> bytes:
-    return leaf(USAGE_TAG, epoch, gpu_id, gpu_ms, dc, leases_root)
 
 
 def payout_leaf_batch(payouts: Iterable[tuple[str, str, int]]) -> list[bytes]:
@@ -62,11 +57,6 @@ def usage_leaf_batch(epoch: int, usages: Iterable[tuple[str, int, int, bytes]]) 
         words = prefix + _unhex(gpu_id[2:]) + gpu_ms.to_bytes(32, "big") + dc.to_bytes(32, "big") + leases_root
         leaves.append(hashed(hashed(_expect_words(words, 6)).digest()).digest())
     return leaves
-
-
-def lease_leaf(lease_id: str, gpu_ms: int, dc: int, receipt_hash: bytes) -> bytes:
-    """``receipt_hash`` is that of the lease's last receipt counted in the epoch."""
-    return leaf(LEASE_TAG, keccak256(lease_id.encode()), gpu_ms, dc, receipt_hash)
 
 
 def exit_leaf(account: bytes, cumulative_dc: int) -> bytes:

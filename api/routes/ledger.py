@@ -13,6 +13,7 @@ from api.deps import AdminDep, CallerDep, PlaneDep, ReadSession
 from api.errors import Conflict, NotFound
 from api.plane import Plane
 from ledger import queries
+from ledger.proofs import exit_proof, lease_proof
 from ledger.queries import Page, Party
 from ledger.settings import NOT_SETTLED
 
@@ -79,14 +80,20 @@ def epoch_file(session: ReadSession, number: int) -> Response:
     return Response(body, media_type="application/json")
 
 
-@router.get("/epochs/{number}/proofs/{leaf}", summary="Path of a leaf to its root: GPU, or GPU:holder")
+@router.get("/epochs/{number}/proofs/{leaf}", summary="Path of a leaf: GPU, GPU:holder, GPU:lease or exit:account")
 def proof(session: ReadSession, number: int, leaf: str) -> schemas.Proof:
-    gpu_id, _, holder = leaf.lower().partition(":")
-    found = (
-        queries.payout_proof(session, number, gpu_id, holder)
-        if holder
-        else queries.usage_proof(session, number, gpu_id)
-    )
+    """A GPU's usage in the epoch; what a holder (0x-address) was ever paid for it; a lease's part of that usage, up to
+    the GPU's `leases_root`; what an account (0x-address) was ever given back.
+    """
+    of, _, whose = leaf.lower().partition(":")
+    if of == "exit":
+        found = exit_proof(session, number, whose)
+    elif not whose:
+        found = queries.usage_proof(session, number, of)
+    elif whose.startswith("0x"):
+        found = queries.payout_proof(session, number, of, whose)
+    else:
+        found = lease_proof(session, number, of, whose)
     if found is None:
         raise NotFound(f"epoch {number} has no leaf {leaf}")
     return schemas.proof_view(found)

@@ -21,6 +21,7 @@ from api.views import planned_view, run_view
 from fabric.wire.errors import InvalidRequest
 from fabric.wire.machines import RUN_EDGES, LeaseState, RunState, is_terminal
 from fabric.wire.tokens import LeaseToken, sign_token
+from ledger.proofs import LeaseProof, lease_proofs
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -142,7 +143,33 @@ def receipt(plane: PlaneDep, session: ReadSession, caller: CallerDep, run_id: st
     )
     operators = {lease.operator: _keys(session, lease.operator) for lease in leases}
     receipts = [schemas.ReceiptOut(receipt=base64.b64encode(row.signed).decode()) for row in rows]
-    return schemas.RunReceipts(fabric_id=plane.fabric_id, operators=operators, receipts=receipts)
+    epochs = [_lease_in_epoch(proof) for lease in leases for proof in lease_proofs(session, lease.id)]
+    return schemas.RunReceipts(fabric_id=plane.fabric_id, operators=operators, receipts=receipts, epochs=epochs)
+
+
+def _lease_in_epoch(proof: LeaseProof) -> schemas.LeaseInEpoch:
+    gpu_id, usage_gpu_ms, usage_dc, leases_root = proof.usage.values
+    _, gpu_ms, dc, receipt_hash = proof.lease.values
+    return schemas.LeaseInEpoch(
+        epoch=proof.usage.epoch,
+        lease=proof.lease_id,
+        gpu=gpu_id,
+        gpu_ms=gpu_ms,
+        dc=dc,
+        receipt_hash=_hex(receipt_hash),
+        lease_path=[_hex(node) for node in proof.lease.path],
+        usage_gpu_ms=usage_gpu_ms,
+        usage_dc=usage_dc,
+        leases_root=_hex(leases_root),
+        usage_path=[_hex(node) for node in proof.usage.path],
+        usage_root=_hex(proof.usage.root),
+        file_hash=_hex(proof.file_hash),
+        settlement=proof.settlement,
+    )
+
+
+def _hex(value: bytes) -> str:
+    return "0x" + value.hex()
 
 
 def find(session: Session, customer: str, run_id: str) -> RunRow:

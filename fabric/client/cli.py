@@ -13,6 +13,7 @@ import typer
 
 from fabric.client import session, verbs
 from fabric.client.command import run_command
+from fabric.client.proof import RunProof
 from fabric.client.runs import Run, RunReceipt
 from fabric.client.targets import is_function, load_function, read_arguments
 from fabric.wire.amounts import format_dc
@@ -190,10 +191,11 @@ def receipt(
         print(f"{body.lease} #{body.seq} {body.kind:5} {used / 1000:.3f} GPU-s, {body.task_count} tasks")
     if verify:
         try:
-            checked = found.verify()
+            checked, proof = found.verify(), found.proof()
         except ReceiptError as error:
             raise InvalidRequest(f"the receipts are not what they claim: {error}") from None
         print(f"verified: {len(checked)} receipts, every signature, task list and chain")
+        _print_proof(proof)
 
 
 @app.command()
@@ -208,6 +210,17 @@ def audit(*, as_json: Json = False) -> None:
             first = "" if check["ok"] else f"  first: {check['first_bad']}"
             print(f"{'ok ' if check['ok'] else 'BAD'} {check['invariant']:2} {check['name']}{first}")
     raise typer.Exit(0 if answer["ok"] else 1)
+
+
+def _print_proof(proof: RunProof) -> None:
+    for epoch, root in sorted({(link.epoch, link.usage_root) for link in proof.epochs}):
+        of = [link for link in proof.epochs if link.epoch == epoch]
+        gpu_ms, dc = sum(link.gpu_ms for link in of), sum(link.dc for link in of)
+        print(f"epoch {epoch} counts {gpu_ms / 1000:.3f} GPU-s for {format_dc(dc)} under usage root 0x{root.hex()}")
+    still = f", {proof.open_tasks} are in no closed epoch yet" if proof.open_tasks else ""
+    print(f"proven: {proof.tasks} tasks, from receipt to usage root{still}")
+    if proof.epochs:
+        print("the roots themselves: `fabric ledger epoch N --verify`")
 
 
 def _print_cost(run: Run, *, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fabric.client.answers import Answers
 from fabric.client.http import LONG_POLL_S
+from fabric.client.proof import LeaseInEpoch, RunProof, prove
 from fabric.client.session import Session
 from fabric.wire import channel, frames
 from fabric.wire.amounts import dc_to_usd, format_dc
@@ -51,11 +52,12 @@ class Explanation:
 
 @dataclass(frozen=True)
 class RunReceipt:
-    """A run's signed receipts and the keys of the operators that signed them."""
+    """A run's signed receipts, the keys of the operators that signed them, and their way into closed epochs."""
 
     fabric_id: str
     receipts: tuple[SignedReceipt, ...]
     session_keys: dict[str, tuple[bytes, ...]]
+    epochs: tuple[LeaseInEpoch, ...] = ()
 
     @classmethod
     def from_answer(cls, answer: Mapping[str, Any]) -> "RunReceipt":
@@ -70,15 +72,19 @@ class RunReceipt:
                 for operator, facts in answer["operators"].items()
             }
             signed = tuple(SignedReceipt.from_bytes(base64.b64decode(r["receipt"])) for r in answer["receipts"])
-            return cls(answer["fabric_id"], signed, keys)
-        except (KeyError, TypeError, AttributeError) as error:
+            epochs = tuple(map(LeaseInEpoch.from_answer, answer.get("epochs", ())))
+            return cls(answer["fabric_id"], signed, keys, epochs)
+        except ReceiptError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ReceiptError(f"not a run's receipts: {type(error).__name__}: {error}") from None
 
     def to_answer(self) -> dict[str, Any]:
         """The same as JSON has it, to keep and to verify later."""
         operators = {name: {"session_keys": [key.hex() for key in keys]} for name, keys in self.session_keys.items()}
         receipts = [{"receipt": base64.b64encode(signed.to_bytes()).decode()} for signed in self.receipts]
-        return {"fabric_id": self.fabric_id, "operators": operators, "receipts": receipts}
+        epochs = [link.to_answer() for link in self.epochs]
+        return {"fabric_id": self.fabric_id, "operators": operators, "receipts": receipts, "epochs": epochs}
 
     def verify(self) -> tuple[Receipt, ...]:
         """The receipts' statements, after signatures, task lists and each lease's chain were checked. Works offline.
@@ -89,6 +95,14 @@ class RunReceipt:
         from fabric.client.verification import verify_chain
 
         return verify_chain(self.fabric_id, self.receipts, self.session_keys)
+
+    def proof(self) -> RunProof:
+        """The way of the run's tasks into closed epochs: task, receipt, lease, GPU, usage root. Works offline.
+
+        Raises:
+            ReceiptError: a receipt or a path is not what it claims.
+        """
+        return prove(self.epochs, self.verify())
 
     @property
     def gpu_ms(self) -> int:
