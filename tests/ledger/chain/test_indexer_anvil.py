@@ -15,7 +15,7 @@ from sqlmodel import Session
 from fabric.wire.hashing import keccak256
 from ledger.chain import calls
 from ledger.chain.book import AddressBook
-from ledger.chain.calls import Call, Hosting
+from ledger.chain.calls import Call, Closing, Hosting, Payout
 from ledger.chain.client import ChainClient
 from ledger.chain.deploy import Deployment, deploy
 from ledger.chain.errors import ChainUnreachable
@@ -25,8 +25,9 @@ from ledger.chain.index import Index
 from ledger.chain.indexer import Did
 from ledger.chain.reading import BlockReader
 from ledger.chain.rpc import connect
-from ledger.chain.tables import DepositRow, ExitRequestRow, MintRow, OwnerRow
+from ledger.chain.tables import ClaimRow, DepositRow, ExitRequestRow, FinalisationRow, MintRow, OwnerRow, PostRow
 from ledger.database import open_engine
+from ledger.leaves import address_bytes, payout_leaf
 from ledger.store import Balance
 
 BCT = USD = 10**18
@@ -154,6 +155,7 @@ from ledger.chain.indexer import Indexer
 from ledger.chain.reading import BlockReader
 from ledger.chain.rpc import connect
 from ledger.database import open_engine
+from ledger.leaves import address_bytes, payout_leaf
 from ledger.store import Ledger
 
 url, book, database, confirmations = sys.argv[1:]
@@ -217,3 +219,32 @@ def test_a_process_killed_with_minus_nine_again_and_again_loses_and_doubles_noth
     with Session(place.engine) as session:
         assert Index(session).status().halted == ""
     place.engine.dispose()
+
+
+def test_a_settled_and_claimed_epoch_is_in_the_tables_as_the_contracts_told_it(world):
+    """The last one here: no ledger promised the claim, so an indexer for which it is final halts."""
+    client, heidi = world.client, world.anvil.address("heidi")
+    paid = 10**15
+    stake = paid * client.stake_bps(0) // 10_000
+    root = payout_leaf(GPU, address_bytes(heidi), paid - stake)
+    words = (0, 1_000, paid - stake, stake, 0, root, EMPTY, keccak256(b"usage"), keccak256(b"file"))
+    world.anvil.request("evm_increaseTime", 601)
+    world.send("reporter", calls.report_price(USD))
+    world.send("poster", calls.post(Closing(*words)))
+    value, ready_at_s = client.value_wei(0, 1_000), client.ready_at_s(0)
+    world.anvil.request("evm_increaseTime", 61)
+    world.anvil.mine()
+    world.send("poster", calls.finalise(Closing(*words)))
+    world.send("ivan", calls.claim(heidi, [Payout(GPU, paid - stake, [])]))
+    place = Place()
+    assert place.indexer(world.reader, 10_000, world.book).run(1000) is Did.RESTED
+    with place.read() as session:
+        post = session.scalars(select(PostRow)).one()
+        assert (post.epoch, post.burned_dc, post.rewards_wei, post.stake_wei) == words[:4]
+        assert (post.payout_root, post.usage_root, post.file) == (root, words[7], words[8])
+        assert (post.value_wei, post.ready_at_s) == (value, ready_at_s)
+        done = session.scalars(select(FinalisationRow)).one()
+        assert (done.epoch, done.post_id, done.paid_wei, done.payout_root) == (0, post.post_id, paid, root)
+        claimed = session.scalars(select(ClaimRow)).one()
+        assert (claimed.gpu_id, claimed.holder) == ("0x" + GPU.hex(), heidi.lower())
+        assert claimed.wei == claimed.cumulative_wei == paid - stake
