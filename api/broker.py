@@ -17,7 +17,7 @@ from api.database import say
 from api.decisions import explain, refused
 from api.errors import Conflict, NotFound
 from api.granting import default_budget_dc, grant, join
-from api.lifecycle import NEAR_SILENT_MS, LeaseEvent, RunStep, run_failed, run_finished
+from api.lifecycle import NEAR_SILENT_MS, NOT_BILLED_BACK, LeaseEvent, RunStep, run_failed, run_finished
 from api.plane import Plane
 from api.schemas import RunRequest, ToldRun
 from api.signals import cluster_topic, run_topic
@@ -108,7 +108,7 @@ class Broker:
         _check(request)
         run = self._new_run(customer, request, stored=False)
         lease = self._held_lease(run, request)
-        run.state, run.reason, run.message = told.state, _reason(told.reason or Reason.DONE), told.message
+        run.state, run.reason, run.message = told.state, reason_of(told.reason or Reason.DONE), told.message
         run.placements = 1
         run.started_ms = run.ended_ms = run.created_ms
         line = lines.get(run.id)
@@ -160,7 +160,7 @@ class Broker:
         """
         if run.detached:
             raise Conflict(f"run {run.id} is detached; it ends when its task does, or with cancel")
-        decided = run_finished(RunState(run.state), to, _reason(reason), message)
+        decided = run_finished(RunState(run.state), to, reason_of(reason), message)
         transitions.run_step(self._plane, self._session, run, decided)
         return run
 
@@ -169,12 +169,16 @@ class Broker:
 
         Raises:
             Conflict: another generation of an active lease.
+            InvalidRequest: no reason, or one that only the fabric may give: it would make the time the operator's loss.
         """
+        why = reason_of(reason)
+        if why in NOT_BILLED_BACK:
+            raise InvalidRequest(f"reason {reason!r} is for the fabric to say; a lease is given back as 'done'")
         if LeaseState(lease.state) not in ACTIVE_LEASE_STATES:
             return lease
         if generation != lease.generation:
             raise Conflict(f"lease {lease.id} is at generation {lease.generation}, not {generation}")
-        self._end_lease(lease, _reason(reason))
+        self._end_lease(lease, why)
         return lease
 
     def heartbeat(self, customer: str, session: str) -> None:
@@ -443,7 +447,12 @@ def _stored(request: RunRequest) -> dict[str, Any]:
     return request.model_dump(mode="json")
 
 
-def _reason(text: str) -> Reason:
+def reason_of(text: str) -> Reason:
+    """The reason that a customer names.
+
+    Raises:
+        InvalidRequest: it is not of the closed list.
+    """
     try:
         return Reason(text)
     except ValueError:

@@ -115,12 +115,18 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class RunStep:
-    """A run's next state; `retry_after_ms` when it is queued again, else None."""
+    """A run's next state; `retry_after_ms` when it is queued again, else None; `told`: by the run's own process."""
 
     state: RunState
     reason: str = ""
     message: str = ""
     retry_after_ms: int | None = None
+    told: bool = False
+
+    @property
+    def lease_reason(self) -> str:
+        """Why leases end with the run: what a customer says never makes their time the operator's loss."""
+        return Reason.DONE if self.told and self.reason in NOT_BILLED_BACK else self.reason
 
 
 def run_opened(state: RunState) -> RunStep | None:
@@ -148,7 +154,7 @@ def run_finished(state: RunState, to: RunState, reason: str, message: str) -> Ru
     if state is _R.CANCELLING or state is _R.CANCELLED:
         return None
     step(RUN_EDGES, state, to)
-    return RunStep(to, reason, message)
+    return RunStep(to, reason, message, told=True)
 
 
 def run_attempt_ended(facts: RunFacts, reason: Reason, message: str, exit_code: int | None = None) -> RunStep | None:

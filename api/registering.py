@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlmodel import Session, col, select
 
 from api import transitions
-from api.broker import Broker
+from api.broker import Broker, reason_of
 from api.errors import NotFound
 from api.lifecycle import run_finished
 from api.plane import Plane
@@ -71,7 +71,7 @@ def _move_on(plane: Plane, session: Session, run: RunRow, told: ToldRun) -> None
     if is_terminal(RUN_EDGES, state):
         return
     if told.state in (RunState.SUCCEEDED, RunState.FAILED):
-        decided = run_finished(state, RunState(told.state), Reason(told.reason or Reason.DONE), told.message)
+        decided = run_finished(state, RunState(told.state), reason_of(told.reason or Reason.DONE), told.message)
         transitions.run_step(plane, session, run, decided)
         return
     lease = transitions.leases_of(session, run.id)[-1]

@@ -174,7 +174,7 @@ def _release_unused(plane: Plane, session: Session, run: RunRow, decided: RunSte
         return
     for lease in leases_of(session, run.id, active=True):
         if not _others(session, lease.id, run.id):
-            lease_event(plane, session, lease, LeaseEvent.RELEASE, decided.reason)
+            lease_event(plane, session, lease, LeaseEvent.RELEASE, decided.lease_reason)
 
 
 def _others(session: Session, lease: str, run: str) -> bool:

@@ -275,6 +275,35 @@ def test_a_run_told_of_after_its_lease_closed_still_bears_its_part(fabric, agent
     assert fabric.run(late)["cost"]["accrued_dc"] == "150"
 
 
+def test_no_word_of_a_customer_makes_used_time_the_operators_loss(fabric, agent):
+    run = fabric.submit(gpu=["H100"], budget_dc=1_000_000)["id"]
+    grant = agent.expect(link.Grant)
+    agent.open(grant)
+    for _ in range(3):
+        agent.beat(1_000)
+    agent.receipt(grant, TICK, 3_000)
+    for reason in ("gpu_unhealthy", "operator_lost"):
+        release = {"generation": 1, "reason": reason}
+        answer = fabric.call("POST", f"/v1/leases/{grant.lease}/release", release, expect=422)
+        assert "'done'" in answer["detail"]
+    fabric.call("POST", f"/v1/runs/{run}/finish", {"state": "FAILED", "reason": "gpu_unhealthy"})
+    agent.receipt(grant, CLOSE, 3_000)
+    assert fabric.run(run)["reason"] == "gpu_unhealthy"
+    assert account(fabric) == (100_000_000 - 300, 0)
+    assert fabric.audit() == []
+
+
+def test_a_run_told_of_with_a_reason_that_does_not_exist_is_refused(fabric, agent):
+    grant = _opened(fabric, agent)
+    request = {"id": new_id("run"), "session": "ses-alice", "lease": {"id": grant.lease, "generation": 1}}
+    path = "/v1/sessions/ses-alice/runs"
+    fabric.call("POST", path, {"runs": [{"request": request, "state": "RUNNING"}]})
+    told = {"request": request, "state": "FAILED", "reason": "because"}
+    assert problem(fabric.call("POST", path, {"runs": [told]}, expect=422)) == "invalid-request"
+    fabric.call("POST", path, {"runs": [told | {"reason": "crashed"}]})
+    assert fabric.run(request["id"])["reason"] == "crashed"
+
+
 def test_releasing_twice_is_one_release_and_an_old_generation_is_a_conflict(fabric, agent):
     grant = _opened(fabric, agent)
     path = f"/v1/leases/{grant.lease}/release"
