@@ -77,11 +77,16 @@ def epoch(
     as_csv: Csv = False,
     url: Url = "",
 ) -> None:
-    """A closed epoch: totals, roots and GPUs. With --verify: exit code 1 if any number disagrees."""
+    """A closed epoch: totals, roots and GPUs. With --verify: exit code 1 if any number disagrees.
+
+    Where FABRIC_CHAIN_URL and FABRIC_CHAIN_ADDRESSES are set, --verify compares it with the chain too.
+    """
     found = get(url, f"/v1/ledger/epochs/{number}")
     if verify:
-        verdict = verify_file(fetch(url, f"/v1/ledger/epochs/{number}/file").content)
-        _print_verdict(verdict, [*verdict.faults, *differences(found, verdict)], as_json=as_json)
+        body = fetch(url, f"/v1/ledger/epochs/{number}/file").content
+        verdict = verify_file(body)
+        state, faults = _on_chain(body)
+        _print_verdict(verdict, [*verdict.faults, *differences(found, verdict), *faults], state, as_json=as_json)
     elif as_json:
         _print_json(found)
     elif as_csv:
@@ -105,6 +110,23 @@ def differences(row: Mapping[str, Any], verdict: Verdict) -> list[str]:
     ]
 
 
+def _on_chain(body: bytes) -> tuple[str, Sequence[str]]:
+    """Where the epoch stands on the configured chain, in words, and what differs there."""
+    from ledger.chain.telling import settings_told, told
+
+    settings = settings_told()
+    if not settings.has_chain:
+        return "not compared with a chain: none is configured", ()
+    from ledger.chain.link import ChainLink
+    from ledger.chain.verifying import compare
+
+    with told():
+        link = ChainLink.from_settings(settings)
+        assert link is not None
+        found = compare(link.client(), body)
+    return f"{found.state} on chain {link.book.chain_id}", found.faults
+
+
 def _party(party: str, name: str, *, as_json: bool, as_csv: bool, url: str) -> None:
     found = get(url, f"/v1/ledger/{party}s/{name}")
     if as_json:
@@ -126,14 +148,14 @@ def _print_epoch(found: Mapping[str, Any]) -> None:
     _print_table(("GPU", "GPU-MS", "USED", "PAYERS"), rows)
 
 
-def _print_verdict(verdict: Verdict, faults: Sequence[str], *, as_json: bool) -> None:
+def _print_verdict(verdict: Verdict, faults: Sequence[str], state: str, *, as_json: bool) -> None:
     if as_json:
-        _print_json({"epoch": verdict.epoch, "agrees": not faults, "faults": list(faults)})
+        _print_json({"epoch": verdict.epoch, "agrees": not faults, "chain": state, "faults": list(faults)})
     else:
         print(f"payout root 0x{verdict.payout_root.hex()}\nusage root  0x{verdict.usage_root.hex()}")
         for fault in faults:
             print(f"differs: {fault}")
-        print(f"epoch {verdict.epoch}: " + ("disagrees" if faults else "every number agrees"))
+        print(f"epoch {verdict.epoch}: " + ("disagrees" if faults else "every number agrees") + f"; {state}")
     if faults:
         raise typer.Exit(1)
 

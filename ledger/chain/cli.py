@@ -7,31 +7,19 @@ them again, and keeps what it sends in a file of its own. So the key that posts 
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from fabric.wire.clock import SystemClock
-from fabric.wire.errors import AuthError, Error, InsufficientFunds, InvalidRequest, ServiceError
+from fabric.wire.errors import InvalidRequest
 from ledger.chain.book import AddressBook
 from ledger.chain.calls import Closing
 from ledger.chain.client import ChainClient
 from ledger.chain.deploy import Deployment
 from ledger.chain.deploy import deploy as deploy_contracts
-from ledger.chain.errors import (
-    BadKey,
-    ChainError,
-    ChainUnreachable,
-    NoFunds,
-    NotEnoughBct,
-    NotMined,
-    PriceUnavailable,
-    Reverted,
-)
+from ledger.chain.errors import BadKey, PriceUnavailable
 from ledger.chain.link import ChainLink
 from ledger.chain.outbox import Outbox
 from ledger.chain.settings import ChainSettings
@@ -39,6 +27,7 @@ from ledger.chain.settler import Settler, Step
 from ledger.chain.signer import Signer
 from ledger.chain.statement import closing_of
 from ledger.chain.tables import OutboxRow
+from ledger.chain.telling import settings_told, told
 from ledger.database import Transactions, open_engine
 from ledger.emission import DEFAULT_SCHEDULE, WEI_PER_BCT
 from ledger.leaves import address_bytes
@@ -85,8 +74,8 @@ def deploy(
     as_json: Json = False,
 ) -> None:
     """Create the five contracts and write their address book, to which FABRIC_CHAIN_ADDRESSES then points."""
-    with _told():
-        settings = _settings()
+    with told():
+        settings = settings_told()
         signer = Signer.from_settings(settings)
         if out.exists():
             raise InvalidRequest(f"{out} exists; a deployment is not undone: name another file, or move this one away")
@@ -121,7 +110,7 @@ def deploy(
 @app.command()
 def status(*, as_json: Json = False) -> None:
     """What stands on the chain: the queue of epochs, the totals, the oracle, the settler's funds."""
-    with _told():
+    with told():
         link = _link()
         found = _standing(link.client(), link.book)
         if link.signer is not None:
@@ -147,7 +136,7 @@ def settle(
     as_json: Json = False,
 ) -> None:
     """Post and finalise what is due: every closed epoch, from its published file, once and in order."""
-    with _told():
+    with told():
         link = _link()
         if link.signer is None:
             raise BadKey("no key to settle with; set FABRIC_CHAIN_KEYSTORE and its password, or FABRIC_CHAIN_KEY")
@@ -217,14 +206,6 @@ def _standing(client: ChainClient, book: AddressBook) -> dict[str, Any]:
     }
 
 
-def _settings() -> ChainSettings:
-    try:
-        return ChainSettings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidRequest(f"FABRIC_CHAIN_{str(first['loc'][0]).upper()}: {first['msg']}") from None
-
-
 def _url(settings: ChainSettings) -> str:
     if settings.url is None:
         raise InvalidRequest("no chain to deploy on; set FABRIC_CHAIN_URL to the address of its JSON-RPC")
@@ -232,7 +213,7 @@ def _url(settings: ChainSettings) -> str:
 
 
 def _link() -> ChainLink:
-    link = ChainLink.from_settings(_settings())
+    link = ChainLink.from_settings(settings_told())
     if link is None:
         raise InvalidRequest(
             "no chain is configured; set FABRIC_CHAIN_URL to its JSON-RPC and FABRIC_CHAIN_ADDRESSES to the file that "
@@ -255,22 +236,3 @@ def _outbox_file(given: Path | None) -> Path:
     path = given or home / "chain-outbox.db"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path.absolute()
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turns what the chain does to us into errors with an exit code of their own."""
-    try:
-        yield
-    except ChainError as error:
-        raise _as_told(error) from None
-
-
-def _as_told(error: ChainError) -> Error:
-    if isinstance(error, (NoFunds, NotEnoughBct)):
-        return InsufficientFunds(str(error))
-    if isinstance(error, BadKey) or (isinstance(error, Reverted) and error.name == "NotPoster"):
-        return AuthError(str(error))
-    if isinstance(error, (ChainUnreachable, NotMined, PriceUnavailable)):
-        return ServiceError(str(error), retryable=True)
-    return InvalidRequest(str(error))
