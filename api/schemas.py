@@ -4,10 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from fabric.wire.link import MAX_RTT_US
 from fabric.wire.reasons import RETRY_CLASSES
 
 MAX_DC = 2**63 - 1
 MAX_QUEUE_MS = 7 * 86_400_000
+MAX_TIMEOUT_MS = 366 * 86_400_000
+MAX_GPUS = 32
+"""Alternatives in one request."""
 
 
 def _integer(value: Any) -> Any:
@@ -22,6 +26,7 @@ def _integer(value: Any) -> Any:
 Dc = Annotated[int, PlainSerializer(str, return_type=str)]
 DcIn = Annotated[int, BeforeValidator(_integer), Field(ge=0, le=MAX_DC)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]
+Names = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=256)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -37,7 +42,7 @@ class RetryIn(_In):
     on: list[Literal["no_capacity", "error", "interruption"]] = ["interruption"]
     max: int = Field(default=3, ge=0, le=1000)
     backoff_ms: int = Field(default=0, ge=0, le=3_600_000)
-    exit_codes: list[int] = []
+    exit_codes: list[int] = Field(default=[], max_length=256)
 
 
 class WorkIn(_In):
@@ -79,7 +84,7 @@ class RunRequest(_In):
     session: Name
     python: str = Field(default="", pattern=r"^(3\.\d{1,2})?$")
     cloudpickle: str = Field(default="", max_length=40)
-    gpu: list[str] = Field(default=[], max_length=32, description="GPU grammar, in order of preference")
+    gpu: list[str] = Field(default=[], max_length=MAX_GPUS, description="GPU grammar, in order of preference")
     gpu_any: bool = Field(default=False, description="the list is a set: the cheapest wins")
     nodes: int = Field(default=1, ge=1, le=1024)
     cpu_milli: int = Field(default=0, ge=0, le=10**9)
@@ -88,16 +93,20 @@ class RunRequest(_In):
     tier: Literal["spot", "on_demand", "reserved"] = "on_demand"
     max_price_dc: DcIn | None = Field(default=None, description="DC per GPU-hour")
     budget_dc: DcIn | None = Field(default=None, description="DC for the whole run")
-    region: list[str] = []
-    operators_allow: list[str] = []
-    operators_deny: list[str] = []
+    region: Names = []
+    near: str = Field(
+        default="", max_length=200, description="a region, a gateway's host, or latitude,longitude; '': the caller"
+    )
+    max_rtt_ms: float | None = Field(default=None, gt=0, le=MAX_RTT_US / 1000, description="from `near` to the gateway")
+    operators_allow: Names = []
+    operators_deny: Names = []
     min_reputation: int = Field(default=0, ge=0, le=1000)
     queue_timeout_ms: int = Field(default=600_000, ge=0, le=MAX_QUEUE_MS, description="0: refuse rather than wait")
     startup_timeout_ms: int = Field(default=120_000, ge=1000, le=3_600_000)
-    timeout_ms: int = Field(default=0, ge=0, description="0: none")
+    timeout_ms: int = Field(default=0, ge=0, le=MAX_TIMEOUT_MS, description="0: none")
     retry: RetryIn = RetryIn()
     objective: Literal["cost", "latency"] = "cost"
-    network: Literal["none", "gang", "open"] | list[str] = "none"
+    network: Literal["none", "gang", "open"] | Names = "none"
     leases: int = Field(default=1, ge=1, le=10_000, description="wanted in parallel; at least one is granted")
     tasks: int = Field(default=1, ge=0, le=10**9)
     tags: dict[str, str] = {}
@@ -106,9 +115,21 @@ class RunRequest(_In):
     dry_run: bool = False
 
 
+class RttIn(_In):
+    place: str = Field(max_length=200)
+    rtt_us: int = Field(ge=1, le=MAX_RTT_US)
+
+
+class RttsIn(_In):
+    """What a customer's process measured, and the run for which it wants to know what else is worth measuring."""
+
+    rtts: list[RttIn] = Field(default=[], max_length=64)
+    request: RunRequest
+
+
 class MoreLeases(_In):
     count: int = Field(ge=1, le=10_000)
-    exclude_nodes: list[str] = []
+    exclude_nodes: list[str] = Field(default=[], max_length=10_000)
 
 
 class Finish(_In):
@@ -287,6 +308,15 @@ class Routes(_Out):
     routes: list[Route]
 
 
+class Target(_Out):
+    place: str
+    gateway: str
+
+
+class Probes(_Out):
+    probe: list[Target]
+
+
 class Offer(_Out):
     operator: str
     operator_name: str
@@ -302,6 +332,7 @@ class Offer(_Out):
     reputation: int
     verification: int
     simulated: bool
+    rtt_ms: float | None
 
 
 class Offers(_Out):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import anyio
 from anyio import to_thread
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 from sqlmodel import Session
 
 from api import ledger_jobs
@@ -19,8 +19,12 @@ from ledger.settings import NOT_SETTLED
 
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
+_MAX = 2**63 - 1
+"""The largest number that the database compares."""
+
 Limit = Annotated[int, Query(ge=1, le=queries.MAX_LIMIT)]
-Before = Annotated[int | None, Query(alias="cursor", description="`next` of the page before")]
+Before = Annotated[int | None, Query(alias="cursor", ge=0, le=_MAX, description="`next` of the page before")]
+Number = Annotated[int, Path(ge=0, le=_MAX)]
 
 
 @router.get("/gpus", summary="Ids of GPUs that were ever used")
@@ -65,7 +69,7 @@ def settlement(plane: PlaneDep, session: ReadSession) -> schemas.Settlement:
 
 
 @router.get("/epochs/{number}", summary="One closed epoch: totals, roots, usage and payouts")
-def epoch(session: ReadSession, number: int) -> schemas.EpochDetail:
+def epoch(session: ReadSession, number: Number) -> schemas.EpochDetail:
     found = queries.epoch(session, number)
     if found is None:
         raise NotFound(f"epoch {number} is not closed")
@@ -73,7 +77,7 @@ def epoch(session: ReadSession, number: int) -> schemas.EpochDetail:
 
 
 @router.get("/epochs/{number}/file", summary="The epoch's canonical file, from which anyone computes the same roots")
-def epoch_file(session: ReadSession, number: int) -> Response:
+def epoch_file(session: ReadSession, number: Number) -> Response:
     body = schemas.file_of(session, number)
     if body is None:
         raise NotFound(f"epoch {number} is not closed")
@@ -81,7 +85,7 @@ def epoch_file(session: ReadSession, number: int) -> Response:
 
 
 @router.get("/epochs/{number}/proofs/{leaf}", summary="Path of a leaf: GPU, GPU:holder, GPU:lease or exit:account")
-def proof(session: ReadSession, number: int, leaf: str) -> schemas.Proof:
+def proof(session: ReadSession, number: Number, leaf: str) -> schemas.Proof:
     """A GPU's usage in the epoch; what a holder (0x-address) was ever paid for it; a lease's part of that usage, up to
     the GPU's `leases_root`; what an account (0x-address) was ever given back.
     """

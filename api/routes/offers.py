@@ -20,14 +20,39 @@ router = APIRouter(prefix="/v1/offers", tags=["offers"])
 def offers(
     plane: PlaneDep,
     session: ReadSession,
-    gpu: Annotated[list[str] | None, Query(description="GPU grammar; several are an ordered preference")] = None,
+    gpu: Annotated[
+        list[str] | None,
+        Query(max_length=schemas.MAX_GPUS, description="GPU grammar; several are an ordered preference"),
+    ] = None,
     tier: Literal["spot", "on_demand", "reserved"] = "on_demand",
     nodes: Annotated[int, Query(ge=1, le=1024)] = 1,
+    region: Annotated[list[str] | None, Query(description="any of these")] = None,
+    near: Annotated[str, Query(max_length=200, description="a region, a gateway's host, or latitude,longitude")] = "",
+    caller: Annotated[
+        str, Query(max_length=80, description="the session whose measurements count without `near`")
+    ] = "",
+    max_rtt_ms: Annotated[float | None, Query(gt=0)] = None,
+    max_price_dc: Annotated[int | None, Query(ge=0, description="DC per GPU-hour")] = None,
     any: Annotated[bool, Query(description="the `gpu` parameters are a set")] = False,  # noqa: A002 - the protocol's name
 ) -> schemas.Offers:
-    fleet = fleets.load(session, plane.now_ms())
-    wanted = schemas.RunRequest(id="offers", session="offers", gpu=gpu or [], gpu_any=any, tier=tier, nodes=nodes)
-    request = fleets.request_of(wanted, fleet, exclude=[], allow_simulated=plane.settings.allow_simulated)
+    now = plane.now_ms()
+    fleet = fleets.load(session, now)
+    wanted = schemas.RunRequest(
+        id="offers",
+        session=caller or "offers",
+        gpu=gpu or [],
+        gpu_any=any,
+        tier=tier,
+        nodes=nodes,
+        region=region or [],
+        near=near,
+        max_rtt_ms=max_rtt_ms,
+        max_price_dc=max_price_dc,
+    )
+    located = wanted.model_copy(update={"objective": "latency"} if caller else {})
+    rtts = plane.distances.rtts_ms(session, located, now)
+    allowed = plane.settings.allow_simulated
+    request = fleets.request_of(wanted, fleet, exclude=[], allow_simulated=allowed, rtt_ms=rtts)
     names = {row.id: row.name for row in session.exec(select(OperatorRow))}
     return schemas.Offers(offers=[_view(offer, fleet, names) for offer in find_offers(fleet, request)])
 
@@ -55,4 +80,5 @@ def _view(offer: Offer, fleet: Fleet, names: dict[str, str]) -> schemas.Offer:
         reputation=offer.reputation,
         verification=offer.verification,
         simulated=offer.simulated,
+        rtt_ms=None if offer.rtt_ms is None else round(offer.rtt_ms, 3),
     )

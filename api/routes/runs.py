@@ -1,6 +1,7 @@
 """Runs: submit, look, wait, more leases, finish, cancel, routes, logs, receipts."""
 
 import base64
+import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -27,6 +28,8 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 TOKEN_MS = 300_000
 """How long a lease token opens its lease; each request of the route makes fresh ones."""
+
+_MILLISECONDS = re.compile(r"[0-9]{1,18}")
 
 WaitS = Annotated[float, Query(ge=0, le=30, description="wait so many seconds at most for a change")]
 
@@ -194,7 +197,7 @@ def _submit(plane: Plane, customer: str, request: schemas.RunRequest, key: str |
 
 def _before(cursor: str) -> Any:
     created, _, name = cursor.partition(".")
-    if not created.isdigit() or not name:
+    if not _MILLISECONDS.fullmatch(created) or not name:
         raise InvalidRequest(f"cursor {cursor!r} is not one that a page gave")
     at = int(created)
     return or_(col(RunRow.created_ms) < at, and_(col(RunRow.created_ms) == at, col(RunRow.id) < name))

@@ -61,6 +61,21 @@ def test_a_price_cap_below_every_offer_is_refused_with_the_offers(fabric, agent)
     assert fabric.submit(gpu=["H100"], max_price_dc=360_000)["state"] == "STARTING"
 
 
+@pytest.mark.parametrize(
+    "cursor",
+    ["x", "1.", "\u00b2.run", "9" * 30 + ".run", "9" * 5000 + ".run"],
+    ids=["word", "half", "sup", "big", "huge"],
+)
+def test_a_cursor_that_no_page_gave_is_refused(fabric, cursor):
+    assert problem(fabric.call("GET", "/v1/runs", params={"cursor": cursor}, expect=422)) == "invalid-request"
+
+
+def test_offers_for_too_many_alternatives_are_refused(fabric, agent):
+    assert fabric.call("GET", "/v1/offers?" + "&".join(["gpu=L4"] * 32))["offers"]
+    answer = fabric.call("GET", "/v1/offers?" + "&".join(["gpu=L4"] * 33), expect=422)
+    assert problem(answer) == "invalid-request"
+
+
 def test_a_bad_gpu_string_says_which_character(fabric, agent):
     answer = fabric.submit(gpu=["H100:x"], expect=422)
     assert (problem(answer), answer["position"]) == ("invalid-request", 5)
@@ -87,6 +102,10 @@ def test_an_unknown_member_is_refused_with_the_nearest_name(fabric, agent):
         {"network": "open"},
         {"operators_allow": ["op-1"], "operators_deny": ["op-1"]},
         {"id": "../x"},
+        {"timeout_ms": 10**30},
+        {"retry": {"exit_codes": [1] * 300}},
+        {"region": ["eu"] * 300},
+        {"operators_deny": ["x" * 300]},
     ],
     ids=lambda members: next(iter(members)),
 )

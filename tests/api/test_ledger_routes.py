@@ -98,3 +98,12 @@ def test_entries_are_their_owners_and_all_are_an_admins(used):
     page = used.call("GET", "/v1/ledger/entries?limit=2")
     assert used.call("GET", f"/v1/ledger/entries?limit=2&cursor={page['next']}")["entries"][0] == own[2]
     assert used.client.get("/v1/ledger/entries").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path", ["entries?cursor={}", "epochs?cursor={}", "epochs/{}", "epochs/{}/file", "epochs/{}/proofs/0xab"]
+)
+def test_a_number_beyond_the_databases_is_refused_and_the_largest_one_is_not(fabric, path):
+    fabric.call("GET", "/v1/ledger/" + path.format(2**63), expect=422)
+    largest = 404 if path.startswith("epochs/") else 200
+    fabric.call("GET", "/v1/ledger/" + path.format(2**63 - 1), expect=largest)
