@@ -206,6 +206,17 @@ def test_a_final_claim_beyond_what_was_promised_halts_before_anything_of_its_blo
         assert "payable/" in Index(session).status().halted
 
 
+def test_fewer_confirmations_make_many_blocks_final_at_once_and_book_each():
+    chain, place = MadeUpChain(), Place()
+    place.link()
+    chain.mine([deposited(WALLETS["alice"], 1)], [deposited(WALLETS["alice"], 10)], [deposited(WALLETS["alice"], 100)])
+    place.indexer(chain, 5).run(1000)
+    assert place.balances()["alice"] == Balance(0, 0, 0)
+    chain.mine([])
+    place.indexer(chain, 0).run(1000)
+    assert place.balances()["alice"] == Balance(111, 0, 0)
+
+
 def test_burned_bct_can_be_minted_again_once_final():
     chain, place = MadeUpChain(), Place()
     chain.mine([minted(10**18), minted(1)], [], [])
