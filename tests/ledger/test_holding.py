@@ -63,6 +63,7 @@ def test_usage_that_is_not_final_goes_to_who_held_it_when_that_becomes_known_and
         clock.advance(1000)
         funded.charge("lease-1", replace(use(seq, seq * 1000), holder=OPERATOR))
     bills = [dc for _, _, dc in standing()]
+    due_ms = clock.now_ms() + 600_000
     changed = clock.now_ms() - 1499
     assert funded.reassign(GPU, [(changed, ANN)], "chain/7/0") == 2
     assert funded.reassign(GPU, [(changed, ANN)], "chain/7/0") == 0
@@ -72,10 +73,12 @@ def test_usage_that_is_not_final_goes_to_who_held_it_when_that_becomes_known_and
     ]  # fmt: skip
     assert sum(dc for _, _, dc in rows) == sum(bills)
     balance = funded.balance("alice")
+    clock.advance(30_000)
     funded.release_hold("lease-1")
-    assert funded.reassign(GPU, [(changed, ANN), (clock.now_ms() - 99, BEA)], "chain/9/3") == 1
+    assert funded.reassign(GPU, [(changed, ANN), (clock.now_ms() - 30_099, BEA)], "chain/9/3") == 1
     assert standing()[-1][:2] == (BEA, 100)
     assert funded.balance("alice") == Balance(balance.available + balance.held, 0, 0)
+    assert funded.finalise_usage(due_ms + 1) == sum(bills), "its ten minutes do not begin anew"
     session.commit()
     report = run_audit(session, LEDGER_CHECKS, now_ms=clock.now_ms())
     assert report.clean, report
