@@ -102,15 +102,16 @@ def _show_gpus(console: Console, books: Books, people: dict[str, str]) -> None:
     paid = sum(Decimal(epoch["paid_bct"]) for epoch in books.epochs)
     console.print(
         f"[dim]Epochs {first['n']} to {last['n']} (seconds here, days in the product): {_usd(burned)} of credits "
-        f"burned, {paid:.5f} BCT paid, {int(last['stake_bps']) / 100:g} % of it to stakers, at the "
-        f"{last['price_source']} price; {last['settlement']}.[/]"
+        f"burned, {paid:.5f} BCT paid, {int(last['stake_bps']) / 100:g} % of it to stakers, at "
+        f"{Decimal(last['price_usd_e18']) / 10**18:f} USD per BCT by the oracle.[/]"
     )
 
 
 def _show_chain(console: Console, books: Books) -> None:
     settled = books.settled
     console.print(
-        f"\n[bold]The chain.[/] {settled.epochs} epochs posted and finalised; of {_usd(settled.deposited_dc)} "
+        f"\n[bold]The chain.[/] Epochs are settled on {books.epochs[-1]['settlement'][:-32]}…: {settled.epochs} of them "
+        f"posted and finalised; of {_usd(settled.deposited_dc)} "
         f"deposited {_usd(settled.burned_dc)} were burned. GPU {settled.sold_gpu[:10]} was sold between two tasks."
     )
     for name, wei in settled.claimed_wei.items():
