@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from api import inventory, transitions
+from api.distances import write_rtts
 from api.lifecycle import ENDED_MS, LeaseEvent
 from api.plane import Plane
 from api.tables import AttemptRow, ClusterRow, LeaseRow, LeaseRunRow, RunRow
@@ -53,6 +54,8 @@ class AgentEvents:
                 self._work_done(session, message)
             elif isinstance(message, link.Heartbeat):
                 self._heartbeat(session, message)
+            elif isinstance(message, link.Rtts):
+                self._rtts(session, message)
             elif isinstance(message, link.Inventory):
                 return self._inventory(session, message)
             else:
@@ -116,6 +119,10 @@ class AgentEvents:
             transitions.lease_event(self._plane, session, lease, LeaseEvent.RELEASE, Reason.OPERATOR_LOST)
             lease.lost_at_ms = self._plane.now_ms() + ENDED_MS
             session.add(lease)
+
+    def _rtts(self, session: Session, message: link.Rtts) -> None:
+        known = set(session.scalars(select(ClusterRow.id)))  # type: ignore[call-overload]
+        write_rtts(session, self._cluster, message.rtts, known, self._plane.now_ms())
 
     def _inventory(self, session: Session, message: link.Inventory) -> str:
         problem = inventory.problem_of(message.nodes, allow_simulated=self._plane.settings.allow_simulated)

@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from api import enrolment, inventory, keys, nonces, transitions
 from api.agent_events import AgentEvents
+from api.distances import FRESH_MS, neighbours, write_location
 from api.fleet import cluster_id
 from api.ingest import Ingest
 from api.lifecycle import MISSING_MS
@@ -34,6 +35,8 @@ _log = structlog.get_logger(__name__)
 _HELLO_S = 20.0
 _IDLE_S = 30.0
 _OUTBOX = 4096
+_MEASURE_AGAIN_MS = 10_000
+"""How soon an agent measures again when clusters came or went."""
 
 
 class _Refused(Exception):
@@ -75,6 +78,8 @@ class Agents:
         for row in rows:
             if row.cluster in connected:
                 connected[row.cluster].send(link.Nonce(seq=row.seq or 0, value=row.value))
+        for connection, targets in await to_thread.run_sync(self._to_measure, list(connected.values()), now):
+            connection.send(link.Measure(targets=targets))
         for cluster in await to_thread.run_sync(self._without_key, connected, now):
             _log.warning("agent cut off: its key was revoked, or the delegation ended", cluster=cluster)
             await connected[cluster].close()
@@ -133,6 +138,7 @@ class Agents:
         with self._plane.database.write() as session:
             self._check(session, hello)
             cluster = self._cluster(session, hello, name)
+            write_location(session, cluster.id, hello.location)
             inventory.write_prices(session, cluster.id, hello.prices, self._plane.now_ms())
             refused = inventory.write_nodes(self._plane, session, cluster, hello.nodes)
             if refused:
@@ -202,6 +208,25 @@ class Agents:
                     clusters.append(row.id)
             return nonces.issue_many(session, clusters, now_ms)
 
+    def _to_measure(
+        self, connections: list["_Connection"], now_ms: int
+    ) -> list[tuple["_Connection", list[link.Target]]]:
+        """Whom each agent should measure: the same few again and again, at once when they are others than before."""
+        with self._plane.database.read() as session:
+            live = select(ClusterRow).where(col(ClusterRow.connected)).order_by(col(ClusterRow.id))
+            gateways = {row.id: row.gateway for row in session.scalars(live)}
+        due = [one for one in connections if one.measures_due(tuple(gateways), now_ms)]
+        return [
+            (
+                one,
+                [
+                    link.Target(place=name, gateway=gateways[name])
+                    for name in neighbours(one.admitted.cluster, [*gateways])
+                ],
+            )
+            for one in due
+        ]
+
     def _without_key(self, connected: dict[str, "_Connection"], now_ms: int) -> list[str]:
         with self._plane.database.read() as session:
             ended = enrolment.ended_keys(session, {one.admitted.session_key for one in connected.values()}, now_ms)
@@ -234,6 +259,15 @@ class _Connection:
         self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue(_OUTBOX)
         self._sent: set[tuple[Any, ...]] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._measured: tuple[tuple[str, ...], int] = ((), 0)
+
+    def measures_due(self, clusters: tuple[str, ...], now_ms: int) -> bool:
+        """Whether it is time to measure among these; if so they count as measured now."""
+        known, at_ms = self._measured
+        due = now_ms - at_ms >= FRESH_MS or (known != clusters and now_ms - at_ms >= _MEASURE_AGAIN_MS)
+        if due:
+            self._measured = (clusters, now_ms)
+        return due
 
     def send(self, message: Any) -> None:
         """Queue a message; an agent that does not read for thousands of messages is cut off."""

@@ -70,6 +70,7 @@ async def tick(app: FastAPI) -> None:
     plane: Plane = app.state.plane
     await app.state.agents.beat()
     await to_thread.run_sync(sweeps.sweep, plane)
+    await to_thread.run_sync(sweeps.refit, plane)
     await to_thread.run_sync(ledger_jobs.tick, plane)
     if plane.chain is not None:
         await to_thread.run_sync(_chain_job(plane))
@@ -92,6 +93,7 @@ def _lifespan(tick_s: float | None) -> Callable[[FastAPI], contextlib.AbstractAs
             jobs += [
                 asyncio.create_task(_every(tick_s, app.state.agents.beat)),
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(sweeps.sweep, plane))),
+                asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(sweeps.refit, plane))),
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(ledger_jobs.tick, plane))),
                 asyncio.create_task(_every(3600, lambda: to_thread.run_sync(plane.blobs.expire))),
             ]

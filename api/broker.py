@@ -15,16 +15,18 @@ from api import fleet as fleets
 from api import transitions
 from api.database import say
 from api.decisions import explain, refused
+from api.distances import caller_rtts_ms, wants_near, write_rtts
 from api.errors import Conflict, NotFound
 from api.granting import default_budget_dc, grant, join
 from api.lifecycle import NEAR_SILENT_MS, NOT_BILLED_BACK, LeaseEvent, RunStep, run_failed, run_finished
 from api.plane import Plane
-from api.schemas import RunRequest, ToldRun
+from api.schemas import RttsIn, RunRequest, Target, ToldRun
 from api.signals import cluster_topic, run_topic
 from api.tables import ClusterRow, LeaseRow, LeaseRunRow, RunRow, SessionRow
 from fabric.placement.answer import Placement, Refusal, Verdict
 from fabric.placement.fleet import Fleet
 from fabric.placement.place import as_held, offers, place
+from fabric.wire import link
 from fabric.wire.errors import BudgetExhausted, InsufficientFunds, InvalidRequest, PriceExceeded
 from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal, step
 from fabric.wire.reasons import Reason
@@ -191,6 +193,25 @@ class Broker:
         row.last_heard_ms = self._plane.now_ms()
         self._session.add(row)
 
+    def heard_rtts(self, customer: str, session: str, told: RttsIn) -> list[Target]:
+        """Keep what a customer's process measured; what it should measure next, nothing when the choice is confirmed.
+
+        Raises:
+            InvalidRequest: the run contradicts itself. Conflict: the session is over.
+        """
+        self._session_of(customer, session)
+        now, distances = self._plane.now_ms(), self._plane.distances
+        gateways = {row.id: row.gateway for row in self._session.scalars(select(ClusterRow))}
+        rtts = [link.Rtt(place=one.place, rtt_us=one.rtt_us) for one in told.rtts]
+        write_rtts(self._session, session, rtts, set(gateways), now)
+        if told.request.near or not wants_near(told.request):
+            return []
+        measured = caller_rtts_ms(self._session, session, now)
+        anywhere = told.request.model_copy(update={"max_rtt_ms": None, "objective": "cost"})
+        eligible = sorted({offer.cluster for offer in self._offers(anywhere)})
+        probe = distances.to_probe(session, measured, eligible)
+        return [Target(place=name, gateway=gateways[name]) for name in probe]
+
     def end_session(self, row: SessionRow, reason: Reason) -> None:
         """Release every lease of a session and end its runs, except detached ones."""
         if row.ended_ms is not None:
@@ -336,17 +357,23 @@ class Broker:
 
     def _place(self, fleet: Fleet, request: RunRequest, exclude: Sequence[str]) -> Placement | Refusal:
         allowed = self._plane.settings.allow_simulated
-        wanted = fleets.request_of(request, fleet, exclude=list(exclude), allow_simulated=allowed)
+        rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
+        wanted = fleets.request_of(request, fleet, exclude=exclude, allow_simulated=allowed, rtt_ms=rtts)
         decided = place(fleet, wanted, now_ms=self._plane.now_ms())
         if isinstance(decided, Placement) and decided.evicts:
             return Refusal(Verdict.TAKEN, decided.explain.considered, decided.explain.rejected, ())
         return decided
 
+    def _offers(self, request: RunRequest) -> list[Any]:
+        """What would fit now."""
+        return self._dearer(fleets.load(self._session, self._plane.now_ms()), request)
+
     def _dearer(self, fleet: Fleet, request: RunRequest) -> list[Any]:
         """What would fit at any price, for a refusal."""
         free = request.model_copy(update={"max_price_dc": None})
         allowed = self._plane.settings.allow_simulated
-        return offers(fleet, fleets.request_of(free, fleet, exclude=[], allow_simulated=allowed))
+        rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
+        return offers(fleet, fleets.request_of(free, fleet, exclude=[], allow_simulated=allowed, rtt_ms=rtts))
 
     def _grant_up_to(
         self, run: RunRow, request: RunRequest, count: int, exclude: Sequence[str], fleet: Fleet | None

@@ -61,6 +61,7 @@ def _chosen(placement: Placement) -> dict[str, Any]:
         "gpus": placement.gpus_per_node,
         "share_milli": placement.milli,
         "price_dc_per_gpu_hour": str(placement.price_dc_per_gpu_hour),
+        "rtt_ms": _rtt(placement.rtt_ms),
         "because": placement.explain.chosen_because,
     }
 
@@ -73,7 +74,12 @@ def _alternative(other: Alternative | None) -> dict[str, Any] | None:
         "operator": other.operator,
         "model": other.model,
         "price_dc_per_gpu_hour": str(other.price_dc_per_gpu_hour),
+        "rtt_ms": _rtt(other.rtt_ms),
     }
+
+
+def _rtt(rtt_ms: float | None) -> float | None:
+    return None if rtt_ms is None else round(rtt_ms, 3)
 
 
 def _nearest(near: tuple[Nearest, ...]) -> dict[str, Any] | None:
@@ -87,6 +93,7 @@ def _sentence(placement: Placement) -> str:
         f"{placement.gpus_per_node} × {placement.model}" if placement.milli == 1000 else f"a share of {placement.model}"
     )
     price = format_dc(placement.price_dc_per_gpu_hour)
+    away = "" if placement.rtt_ms is None else f", {placement.rtt_ms:.1f} ms away,"
     next_best = placement.explain.next_best
     beside = (
         "; nothing else fitted"
@@ -95,4 +102,6 @@ def _sentence(placement: Placement) -> str:
             f"; next best: {next_best.model} at {next_best.operator} for {format_dc(next_best.price_dc_per_gpu_hour)}"
         )
     )
-    return f"{count} at {placement.operator} for {price} per GPU-hour, by {placement.explain.chosen_because}{beside}"
+    return (
+        f"{count} at {placement.operator}{away} for {price} per GPU-hour, by {placement.explain.chosen_because}{beside}"
+    )

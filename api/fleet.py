@@ -4,6 +4,7 @@ Reads rows; decides nothing.
 """
 
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import select
@@ -53,7 +54,9 @@ def load(session: Session, now_ms: int, *, known: bool = False) -> Fleet:
     return fleet
 
 
-def request_of(run: RunRequest, fleet: Fleet, *, exclude: list[str], allow_simulated: bool) -> Request:
+def request_of(
+    run: RunRequest, fleet: Fleet, *, exclude: Collection[str], allow_simulated: bool, rtt_ms: Mapping[str, float]
+) -> Request:
     """The placement request of a run.
 
     Args:
@@ -61,6 +64,7 @@ def request_of(run: RunRequest, fleet: Fleet, *, exclude: list[str], allow_simul
         fleet: the nodes among which `exclude` names some.
         exclude: names of nodes as a lease shows them.
         allow_simulated: whether simulated GPUs may serve.
+        rtt_ms: per cluster, from where the run wants to be near.
 
     Raises:
         GrammarError: a GPU string that is not of the grammar; says which character.
@@ -78,6 +82,8 @@ def request_of(run: RunRequest, fleet: Fleet, *, exclude: list[str], allow_simul
         tier=run.tier,
         max_price_dc_per_gpu_hour=run.max_price_dc,
         region=frozenset(run.region),
+        rtt_ms=rtt_ms,
+        max_rtt_ms=run.max_rtt_ms,
         operators=frozenset(run.operators_allow),
         operators_denied=frozenset(run.operators_deny),
         min_reputation=run.min_reputation,

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from api.database import say
+from api.distances import coordinates_of
 from api.plane import Plane
 from api.signals import CAPACITY
 from api.tables import ClusterRow, GpuRow, NodeRow, PriceRow
@@ -50,6 +51,11 @@ def problem_of_hello(hello: Hello, *, allow_simulated: bool) -> str:
                 return f"price of {model}: tier {tier!r} does not exist; there are {', '.join(TIERS)}"
             if not 1 <= price <= _MAX_PRICE_DC:
                 return f"price of {model} ({tier}) is {price} DC per GPU-hour; 1 to {_MAX_PRICE_DC} is possible"
+    try:
+        if hello.location:
+            coordinates_of(hello.location)
+    except ValueError as error:
+        return f"location: {error}"
     return problem_of(hello.nodes, allow_simulated=allow_simulated)
 
 

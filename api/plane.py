@@ -12,6 +12,7 @@ from sqlmodel import Session
 from api import keys
 from api.blobs import Blobs
 from api.database import Database, DatabaseUnusable
+from api.distances import Distances
 from api.logs import Logs
 from api.metrics import Metrics
 from api.schema import migrate
@@ -51,6 +52,7 @@ class Plane:
     chain: "ChainLink | None"
     life: str
     version: str
+    distances: Distances
 
     def ledger(self, session: Session) -> Ledger:
         """The ledger inside one transaction."""
@@ -100,6 +102,7 @@ def build(settings: Settings, clock: Clock, chain_settings: ChainSettings | None
         chain=chain,
         life=life,
         version=_version(),
+        distances=Distances(),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sqlalchemy import delete, select, update
 from sqlmodel import Session, col
 
-from api import nonces, transitions
+from api import distances, nonces, transitions
 from api.broker import Broker
 from api.lifecycle import CLIENT_SILENT_MS, CLOSE_WITHIN_MS, LOST_AFTER_MS, NEAR_SILENT_MS, OPEN_WITHIN_MS, LeaseEvent
 from api.plane import Plane
@@ -32,6 +32,12 @@ def place_queued(plane: Plane) -> int:
     """Try the queue once; returns how many runs were placed."""
     with plane.database.write() as session:
         return Broker(plane, session).place_queued()
+
+
+def refit(plane: Plane) -> bool:
+    """Fit the map of distances anew when it is due; returns whether it was."""
+    with plane.database.read() as session:
+        return plane.distances.refit(session, plane.now_ms())
 
 
 def _live(plane: Plane, session: Session) -> None:
@@ -96,6 +102,7 @@ def _only_detached(session: Session, name: str) -> bool:
 
 def _forget(plane: Plane, session: Session) -> None:
     nonces.forget_old(session, plane.now_ms())
+    distances.forget_old(session, plane.now_ms())
     old = plane.now_ms() - _KEYS_KEPT_MS
     session.execute(delete(IdempotencyRow).where(col(IdempotencyRow.created_ms) < old))
 

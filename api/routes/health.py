@@ -7,6 +7,7 @@ from api import schemas
 from api.deps import PlaneDep, ReadSession
 from api.metrics import CONTENT_TYPE
 from api.plane import Plane
+from fabric.wire.channel import PING_PATH
 from ledger.chain.index import Index
 
 router = APIRouter(tags=["health"])
@@ -15,6 +16,11 @@ router = APIRouter(tags=["health"])
 @router.get("/healthz", summary="The process answers")
 def healthz(plane: PlaneDep) -> schemas.Health:
     return _health(plane)
+
+
+@router.get(PING_PATH, status_code=204, summary="Nothing: round trips are timed by it")
+def ping() -> None:
+    return None
 
 
 @router.get("/readyz", summary="The database answers too; how far the chain was read")

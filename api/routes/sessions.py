@@ -26,6 +26,13 @@ def runs(
     return schemas.RunIds(runs=register(plane, session, caller.customer, session_id, told.runs))
 
 
+@router.post("/{session_id}/rtts", summary="Round trips that the process measured; answers what it should measure next")
+def rtts(
+    plane: PlaneDep, session: WriteSession, caller: CallerDep, session_id: str, told: schemas.RttsIn
+) -> schemas.Probes:
+    return schemas.Probes(probe=Broker(plane, session).heard_rtts(caller.customer, session_id, told))
+
+
 @router.post("/{session_id}/end", summary="The process ends: every lease of the session is released")
 def end(plane: PlaneDep, session: WriteSession, caller: CallerDep, session_id: str) -> schemas.Empty:
     row = session.get(SessionRow, session_id)

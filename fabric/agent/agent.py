@@ -22,6 +22,7 @@ from fabric.agent.outbox import Outbox
 from fabric.agent.sealer import Account, Key, Sealed, Sealer
 from fabric.agent.settings import AgentSettings
 from fabric.agent.work import Blobs, Works
+from fabric.ping import round_trips_us
 from fabric.wire import link
 from fabric.wire.clock import Clock
 from fabric.wire.reasons import Reason
@@ -72,6 +73,7 @@ class Agent:
         self._stirred = asyncio.Event()
         self._stopping = False
         self._storing = asyncio.Lock()
+        self._measuring: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self.token_key: bytes | None = None
         self._link = Link(settings.url, self)
@@ -108,6 +110,8 @@ class Agent:
         self._stopping = True
         self._stirred.set()
         await self._works.stop()
+        if self._measuring is not None:
+            self._measuring.cancel()
         open_leases = self._directory.active()
         for lease, entry in open_leases:
             client = self._nodes.get(entry.node)
@@ -150,6 +154,7 @@ class Agent:
             gateway=self._gateway_url,
             nodes=self._infos(),
             prices=settings.prices,
+            location=settings.location,
             leases=[link.LeaseRef(lease=lease, generation=generation) for lease, generation in self._held()],
         )
 
@@ -186,6 +191,8 @@ class Agent:
                 await self._drop((message.lease, message.generation), Reason.INTERNAL_ERROR)
             case link.Work():
                 self._works.begin(message)
+            case link.Measure():
+                self._begin_measuring(message.targets)
             case link.Refuse():
                 _log.warning("the control plane ends the connection", reason=message.reason)
             case _:
@@ -278,6 +285,17 @@ class Agent:
             self._tell_ended(release.lease, release.generation, release.reason, "it is not open here")
             return
         client.close_lease(release.lease, release.generation, release.reason)
+
+    def _begin_measuring(self, targets: list[link.Target]) -> None:
+        """Beside everything else; what an older wish has not measured by now is not measured."""
+        if self._measuring is not None:
+            self._measuring.cancel()
+        self._measuring = asyncio.ensure_future(self._measure(targets))
+
+    async def _measure(self, targets: list[link.Target]) -> None:
+        urls = {target.place: target.gateway for target in targets}
+        found = await round_trips_us({**urls, link.CONTROL: self._settings.url})
+        self._link.send(link.Rtts(rtts=[link.Rtt(place=place, rtt_us=rtt_us) for place, rtt_us in found.items()]))
 
     def _tell_ended(self, lease: str, generation: int, reason: str, detail: str = "") -> None:
         self._directory.over(lease, generation, reason, detail)

@@ -11,6 +11,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request
 
 from fabric.agent.passage import Denied, Passage, Refusal
+from fabric.wire.channel import PING_PATH
 from fabric.wire.clock import Clock
 from fabric.wire.tokens import LeaseToken, TokenError, verify_token
 
@@ -84,6 +85,8 @@ class Gateway:
         Raises:
             Denied: nobody else.
         """
+        if request.path == PING_PATH:  # opens nothing; that there is an answer is all
+            raise Denied(HTTPStatus.OK, "")
         if request.path != PATH:
             raise Denied(HTTPStatus.NOT_FOUND, f"nothing here; the data channel is {PATH}\n")
         scheme, _, compact = request.headers.get("Authorization", "").partition(" ")

@@ -40,6 +40,8 @@ class AgentSettings(BaseModel):
     cluster: str
     """This cluster's name, unique for the operator."""
     region: str = ""
+    location: str = Field(default="", pattern=r"^(-?\d{1,2}(\.\d+)?,-?\d{1,3}(\.\d+)?)?$")
+    """Where it stands, "latitude,longitude" in degrees; empty where that is not to be known."""
     session_key_file: Path
     """Ed25519 seed of 32 bytes as 64 hexadecimal digits; must be readable by its owner alone."""
     state_dir: Path

@@ -16,6 +16,7 @@ from fabric.client.command import run_command
 from fabric.client.proof import RunProof
 from fabric.client.runs import Run, RunReceipt
 from fabric.client.targets import is_function, load_function, read_arguments
+from fabric.placement.grammar import nominal_size_text
 from fabric.wire.amounts import format_dc
 from fabric.wire.errors import Error, InvalidRequest
 from fabric.wire.receipts import ReceiptError
@@ -25,6 +26,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id.")]
 Gpu = Annotated[str | None, typer.Option(help="GPU grammar, such as H100:8 or 24GB..")]
+Region = Annotated[str | None, typer.Option(help="Where the GPUs stand.")]
+Near = Annotated[str | None, typer.Option(help="A region, a gateway's host, or latitude,longitude; else this machine.")]
+MaxRtt = Annotated[float | None, typer.Option("--max-rtt-ms", help="The longest round trip to the gateway, in ms.")]
+MaxPrice = Annotated[str | None, typer.Option(help="USD per GPU-hour.")]
 Tier = Annotated[str | None, typer.Option(help="spot or on_demand.")]
 
 
@@ -42,25 +47,35 @@ def whoami(*, as_json: Json = False) -> None:
 
 
 @app.command()
-def offers(*, gpu: Gpu = None, tier: Tier = None, as_json: Json = False) -> None:
+def offers(
+    *,
+    gpu: Gpu = None,
+    tier: Tier = None,
+    region: Region = None,
+    near: Near = None,
+    max_rtt_ms: MaxRtt = None,
+    max_price: MaxPrice = None,
+    as_json: Json = False,
+) -> None:
     """What could be bought now, cheapest first."""
-    found = verbs.offers(gpu, tier=tier)
+    found = verbs.offers(gpu, tier=tier, region=region, near=near, max_rtt_ms=max_rtt_ms, max_price=max_price)
     if as_json:
         _print_json([asdict(offer) for offer in found])
         return
     rows = [
         (
             offer.model + (" (simulated)" if offer.simulated else ""),
-            f"{offer.memory_bytes / 10**9:.0f}GB",
+            nominal_size_text(offer.memory_bytes),
             f"{offer.count_free} of {offer.count_total}",
             offer.tier,
             f"{format_dc(offer.price_dc_per_gpu_hour)}/h",
             offer.region,
+            "" if offer.rtt_ms is None else f"{offer.rtt_ms:.1f} ms",
             offer.operator_name,
         )
         for offer in found
     ]
-    _print_table(("GPU", "MEMORY", "FREE", "TIER", "PRICE", "REGION", "OPERATOR"), rows)
+    _print_table(("GPU", "MEMORY", "FREE", "TIER", "PRICE", "REGION", "RTT", "OPERATOR"), rows)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -70,13 +85,34 @@ def run(
     gpu: Gpu = None,
     tier: Tier = None,
     budget: Annotated[str | None, typer.Option(help="USD for the whole run.")] = None,
-    max_price: Annotated[str | None, typer.Option(help="USD per GPU-hour.")] = None,
+    max_price: MaxPrice = None,
+    region: Region = None,
+    near: Near = None,
+    max_rtt_ms: MaxRtt = None,
+    operators: Annotated[
+        list[str] | None, typer.Option("--operator", help="Only this one, or with ! not it; repeat.")
+    ] = None,
+    min_reputation: Annotated[int | None, typer.Option(help="0 to 1000.")] = None,
+    objective: Annotated[str | None, typer.Option(help="cost or latency.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for lists and bills.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a command, or a function of a file, on a GPU; the exit code is the command's."""
-    given = {"gpu": gpu, "tier": tier, "budget": budget, "max_price": max_price, "timeout": timeout, "name": name}
+    given = {
+        "gpu": gpu,
+        "tier": tier,
+        "budget": budget,
+        "max_price": max_price,
+        "region": region,
+        "near": near,
+        "max_rtt_ms": max_rtt_ms,
+        "operators": operators or None,
+        "min_reputation": min_reputation,
+        "objective": objective,
+        "timeout": timeout,
+        "name": name,
+    }
     keywords = {key: value for key, value in given.items() if value is not None}
     if not is_function(words[0]):
         keywords.setdefault("name", words[0])

@@ -169,7 +169,8 @@ class Crew:
         """Post the run and open what it is granted."""
         self._asking = True
         try:
-            answer = await self._office.plane.create_run(self._request(), self._options.idempotency_key or self.run)
+            key, measures = self._options.idempotency_key or self.run, self._options.measures
+            answer = await self._office.create_run(self._request(), key, measures=measures)
             if answer["id"] != self.run:
                 raise InvalidRequest(
                     f"idempotency_key={self._options.idempotency_key!r} was used by {answer['id']}, whose values are "

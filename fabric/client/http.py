@@ -72,12 +72,22 @@ class ControlPlane:
     async def register_runs(self, session: str, runs: Sequence[Mapping[str, Any]]) -> None:
         await self._json("POST", f"/v1/sessions/{_part(session)}/runs", json={"runs": list(runs)})
 
+    async def rtts(self, session: str, rtts: Mapping[str, int], request: Mapping[str, Any]) -> dict[str, str]:
+        """Tell what was measured; gateways, by their places, that are worth measuring next for this run."""
+        told = [{"place": place, "rtt_us": rtt_us} for place, rtt_us in rtts.items()]
+        body = {"rtts": told, "request": dict(request)}
+        answer = await self._json("POST", f"/v1/sessions/{_part(session)}/rtts", json=body)
+        return {one["place"]: one["gateway"] for one in answer["probe"]}
+
     async def end_session(self, session: str) -> None:
         await self._json("POST", f"/v1/sessions/{_part(session)}/end")
 
-    async def offers(self, gpu: Sequence[str], *, gpu_any: bool, tier: str) -> list[dict[str, Any]]:
+    async def offers(self, gpu: Sequence[str], *, gpu_any: bool, **wishes: Any) -> list[dict[str, Any]]:
+        """What could be bought now; `wishes` are further parameters, those that are empty are left out."""
         params: list[tuple[str, str | int | float | bool | None]] = [("gpu", spec) for spec in gpu]
-        params += [("any", "true")] * gpu_any + [("tier", tier)] * bool(tier)
+        params += [("any", "true")] * gpu_any
+        for name, wish in wishes.items():
+            params += [(name, one) for one in (wish if isinstance(wish, tuple) else (wish,)) if one not in ("", None)]
         return (await self._json("GET", "/v1/offers", params=params))["offers"]
 
     async def account(self) -> dict[str, Any]:

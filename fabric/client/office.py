@@ -16,9 +16,14 @@ from fabric.client.lease_pool import HeldLease, LeasePool
 from fabric.client.loop import LoopThread
 from fabric.client.registrar import Registrar
 from fabric.client.terminal import print_line
+from fabric.ping import round_trips_us
 from fabric.wire.errors import Error
+from fabric.wire.link import CONTROL
 from fabric.wire.machines import LeaseState
 from fabric.wire.reasons import Reason
+
+MEASURE_ROUNDS = 3
+"""Landmarks, the few best by estimate, and those that are the best now that something is known."""
 
 _CONNECTABLE = frozenset({LeaseState.GRANTED, LeaseState.OPEN})
 
@@ -42,6 +47,22 @@ class Office:
         """A RunRequest of this session and this Python."""
         self.used = True
         return {"id": run, "kind": kind, "session": self.session, **_here(), **members}
+
+    async def create_run(self, request: dict[str, Any], idempotency_key: str, *, measures: bool) -> dict[str, Any]:
+        """Post a run; where it matters how far gateways are from here, the few best are measured first."""
+        if measures:
+            await self.measure(request)
+        return await self.plane.create_run(request, idempotency_key)
+
+    async def measure(self, request: dict[str, Any]) -> None:
+        """Measure what the control plane finds worth measuring for this run, until it has nothing more to ask."""
+        found: dict[str, int] = {}
+        for _ in range(MEASURE_ROUNDS):
+            probe = await self.plane.rtts(self.session, found, request)
+            if not probe:
+                return
+            found = await round_trips_us({**probe, CONTROL: self.plane.url})
+        await self.plane.rtts(self.session, found, request)
 
     async def find_route(self, held: HeldLease) -> Route | Gone | None:
         """A fresh route to a lease, why it is over, or None while it has none."""

@@ -24,6 +24,7 @@ DEFAULT_STARTUP_TIMEOUT_MS = 120_000
 DEFAULT_QUEUE_TIMEOUT_MS = 600_000
 MAX_DURATION_S = 366 * 24 * 3600
 MAX_PARALLEL = 1024
+MAX_RTT_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class RunOptions:
     linger_s: float = DEFAULT_LINGER_S
     retry: Retry = Retry()  # noqa: RUF009 - frozen
     region: tuple[str, ...] = ()
+    near: str = ""
+    max_rtt_ms: float | None = None
     operators_allow: tuple[str, ...] = ()
     operators_deny: tuple[str, ...] = ()
     min_reputation: int = 0
@@ -76,11 +79,18 @@ class RunOptions:
             self.disk_bytes,
             self.tier,
             self.region,
+            self.near,
+            self.max_rtt_ms,
             self.operators_allow,
             self.operators_deny,
             self.min_reputation,
             self.objective,
         )
+
+    @property
+    def measures(self) -> bool:
+        """Whether it matters how far this process is from a gateway."""
+        return not self.near and (self.max_rtt_ms is not None or self.objective == "latency")
 
     @property
     def own_lease(self) -> bool:
@@ -101,6 +111,8 @@ class RunOptions:
             "max_price_dc": self.max_price_dc,
             "budget_dc": self.budget_dc,
             "region": list(self.region),
+            "near": self.near,
+            "max_rtt_ms": self.max_rtt_ms,
             "operators_allow": list(self.operators_allow),
             "operators_deny": list(self.operators_deny),
             "min_reputation": self.min_reputation,
@@ -298,6 +310,26 @@ def _region(name: str, given: Any) -> dict[str, Any]:
     return {name: tuple(regions)}
 
 
+def _near(name: str, given: Any) -> dict[str, Any]:
+    pair = isinstance(given, tuple | list) and len(given) == 2
+    if pair and all(isinstance(part, int | float) and not isinstance(part, bool) for part in given):
+        latitude, longitude = given
+        if abs(latitude) <= 90 and abs(longitude) <= 180:
+            return {name: f"{latitude:.6f},{longitude:.6f}"}
+    if isinstance(given, str) and given.strip() and len(given) <= 200 and given.isprintable():
+        return {name: given.strip()}
+    raise InvalidRequest(
+        f"{name}={given!r} is not a region, a gateway's host, or a latitude and longitude such as (52.5, 13.4)"
+    )
+
+
+def _max_rtt_ms(name: str, given: Any) -> dict[str, Any]:
+    number = isinstance(given, int | float | Decimal) and not isinstance(given, bool) and math.isfinite(given)
+    if not number or not 0 < given <= MAX_RTT_MS:
+        raise InvalidRequest(f"{name}={given!r} is not a round trip in ms: more than 0 and at most {MAX_RTT_MS}")
+    return {name: float(given)}
+
+
 def _flag(name: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, bool):
         raise InvalidRequest(f"{name}={given!r} is neither True nor False")
@@ -322,6 +354,8 @@ _COMMON: dict[str, _Reader] = {
     "timeout": _duration(zero=False),
     "retry": _retry,
     "region": _region,
+    "near": _near,
+    "max_rtt_ms": _max_rtt_ms,
     "operators": _operators,
     "min_reputation": _integer(0, 1000),
     "objective": _choice(OBJECTIVES),

@@ -80,13 +80,26 @@ def submit(function: Callable[..., Any], *args: Any, kwargs: Mapping[str, Any] |
         current.call(current.plane.put_blob(work["code"], packed.code))
         current.call(current.plane.put_blob(work["args"], arguments))
     request = current.office.request(run, "submit", {**options.request(), "leases": 1, "tasks": 1, "work": work})
-    facts = current.call(current.plane.create_run(request, options.idempotency_key or run))
+    key = options.idempotency_key or run
+    facts = current.call(current.office.create_run(request, key, measures=options.measures))
     return Run(current, facts["id"], function, options.returns)
 
 
-def offers(gpu: Any = None, *, tier: str | None = None) -> builtins.list[Offer]:
-    """What could be bought now, cheapest first; `gpu` in the GPU grammar, None for all."""
-    keywords = {key: value for key, value in {"gpu": gpu, "tier": tier}.items() if value is not None}
+def offers(
+    gpu: Any = None,
+    *,
+    tier: str | None = None,
+    region: Any = None,
+    near: Any = None,
+    max_rtt_ms: float | None = None,
+    max_price: Any = None,
+) -> builtins.list[Offer]:
+    """What could be bought now, cheapest first; `gpu` in the GPU grammar, None for all; the rest as for `run`.
+
+    With `max_rtt_ms` the few nearest gateways are measured, with `near` their round trips are estimated from there.
+    """
+    given = {"gpu": gpu, "tier": tier, "region": region, "near": near, "max_rtt_ms": max_rtt_ms, "max_price": max_price}
+    keywords = {key: value for key, value in given.items() if value is not None}
     return find_offers(session.current(), read_options("run", keywords), tier=tier or "", every=gpu is None)
 
 
@@ -109,7 +122,8 @@ def init(url: str | None = None, api_key: str | None = None) -> None:
 def _plan(kind: str, options: RunOptions) -> Explanation:
     current = session.current()
     request = current.office.request(new_id("run"), kind, {**options.request(), "leases": 1, "tasks": 1})
-    return Explanation(**current.call(current.plane.create_run(request, request["id"]))["explain"])
+    answer = current.call(current.office.create_run(request, request["id"], measures=options.measures))
+    return Explanation(**answer["explain"])
 
 
 def _own(kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:

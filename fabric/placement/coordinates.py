@@ -10,7 +10,7 @@ the same measurements in the same order give the same map.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ _OUTLIER = 0.3  # relative error from which a measurement pulls no harder
 _NEARBY_MS = 10.0  # distance at which the errors of pairs count for a third
 _DOUBT = 0.1  # weight of "no correction"
 _LEAST_MS = 0.05
+_LEAST_SEEN = 3  # measurements that place somebody in the map at all
 _FIRST_STEPS = 600
 _MORE_STEPS = 150
 _STEP_MS = 2.0
@@ -117,12 +118,41 @@ class RttMap:
 
         Places without an estimate come last.
         """
-        known = list(zip(others, self.estimates(one, others), strict=True))
-        by_estimate = sorted(known, key=lambda pair: pair[1].rtt_ms if pair[1] else float("inf"))
-        picked = [name for name, _ in by_estimate[: max(at_most - 1, 1)]]
-        hopeful = sorted(known, key=lambda pair: pair[1].rtt_ms - pair[1].error_ms if pair[1] else float("inf"))
-        picked += [name for name, _ in hopeful if name not in picked]
-        return picked[:at_most]
+        return worth_probing(dict(zip(others, self.estimates(one, others), strict=True)), at_most)
+
+    def seen_from(self, measured: Mapping[str, float], others: Sequence[str]) -> list[Estimate | None]:
+        """The round trips from somewhere that is not on the map, by what was measured from there; the map stays.
+
+        Args:
+            measured: round trips in ms to places of the map. Of others only these themselves are answered, and with
+                fewer than three on the map nothing but what was measured.
+            others: where to.
+        """
+        known = [name for name in measured if self._number.get(name, len(self._height)) < len(self._height)]
+        found = self._seen(known, measured, others) if len(known) >= _LEAST_SEEN else [None] * len(others)
+        pairs = zip(others, found, strict=True)
+        return [Estimate(measured[name], 0.0, measured=True) if name in measured else one for name, one in pairs]
+
+    def _seen(self, known: list[str], measured: Mapping[str, float], others: Sequence[str]) -> list[Estimate | None]:
+        """Estimates from a point that fits the measured places best, corrected by the errors of those nearby."""
+        at = np.array([self._number[name] for name in known], np.intp)
+        rtt_ms = np.array([measured[name] for name in known])
+        nearest = self._at[at[rtt_ms.argmin()]]
+        ends = np.array([np.full(at.size, at.size), np.arange(at.size)])
+        places, heights = np.vstack([self._at[at], nearest]), np.append(self._height[at], _FLOOR_MS)
+        placed, height = _relax(places, heights, ends, rtt_ms, _MORE_STEPS, fixed=at.size)
+        guess = _distance(self._at, placed[-1]) + self._height + height[-1]
+        residual = np.clip(np.log(rtt_ms / np.maximum(guess[at], _LEAST_MS)), -1, 1)
+        close = np.exp(-_distance(self._at[:, None], self._at[at][None]) / _NEARBY_MS)
+        corrected = guess * np.exp(close @ residual / (close.sum(axis=1) + _DOUBT))
+        mine = max(float(np.abs(guess[at] / rtt_ms - 1).mean()), float(self._error.mean()))
+        numbers = [self._number.get(name, len(self._height)) for name in others]
+        return [
+            Estimate(float(corrected[n]), float(corrected[n] * np.hypot(mine, self._error[n])), measured=False)
+            if n < len(self._height)
+            else None
+            for n in numbers
+        ]
 
     def to_measure(self, one: str, others: Iterable[str], at_most: int = NEIGHBOURS) -> list[str]:
         """Which of `others` to measure so that `one` is well placed, fewer by those it has been measured with already.
@@ -171,8 +201,20 @@ class RttMap:
         return np.maximum(guess * np.exp(error / (weight + _DOUBT)), _LEAST_MS)
 
 
-def _relax(at: Floats, height: Floats, ends: npt.NDArray[np.intp], rtt_ms: Floats, steps: int) -> tuple[Floats, Floats]:
-    """Gradient steps (Adam, cosine-shortened) on the relative error, cut off at outliers."""
+def worth_probing(known: Mapping[str, Estimate | None], at_most: int = PROBES) -> list[str]:
+    """The few that may be the nearest: by estimate, and one that may be much nearer; those without one come last."""
+    guesses = list(known.items())
+    by_estimate = sorted(guesses, key=lambda pair: pair[1].rtt_ms if pair[1] else float("inf"))
+    picked = [name for name, _ in by_estimate[: max(at_most - 1, 1)]]
+    hopeful = sorted(guesses, key=lambda pair: pair[1].rtt_ms - pair[1].error_ms if pair[1] else float("inf"))
+    picked += [name for name, _ in hopeful if name not in picked]
+    return picked[:at_most]
+
+
+def _relax(
+    at: Floats, height: Floats, ends: npt.NDArray[np.intp], rtt_ms: Floats, steps: int, fixed: int = 0
+) -> tuple[Floats, Floats]:
+    """Gradient steps (Adam, cosine-shortened) on the relative error, cut off at outliers; the first `fixed` stay."""
     first, second = ends
     weight = 1 / np.maximum(rtt_ms, _FLOOR_MS)
     values = np.column_stack([at, height])
@@ -190,6 +232,7 @@ def _relax(at: Floats, height: Floats, ends: npt.NDArray[np.intp], rtt_ms: Float
         slope[:, -1] = np.bincount(first, pull, minlength=len(values)) + np.bincount(
             second, pull, minlength=len(values)
         )
+        slope[:fixed] = 0
         mean += 0.1 * (slope - mean)
         spread += 0.01 * (slope * slope - spread)
         size = _STEP_MS * (0.5 * (1 + np.cos(np.pi * step / steps)) + 0.01)

@@ -37,6 +37,7 @@ _UNITS = {
 }
 _SIZE = re.compile(r"(\d+)(?:\.(\d+))?\s*([KMGT]I?B|B)", re.IGNORECASE)
 _COUNT = re.compile(r"(\d+)(?:(\.\.)(\d+)?)?")
+_SOLD_GB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 94, 96, 120, 128, 141, 144, 180, 192, 256, 288)
 _FRACTION = re.compile(r"0?\.(\d{1,3})")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._+/-]*[A-Za-z0-9+])?")
 _TOKEN = re.compile(r"[a-z0-9+]+")
@@ -195,6 +196,17 @@ def size_text(size_bytes: int) -> str:
         if size_bytes and size_bytes % _UNITS[unit.upper()] == 0:
             return f"{size_bytes // _UNITS[unit.upper()]}{unit}"
     return f"{size_bytes}B"
+
+
+def nominal_size_text(memory_bytes: int) -> str:
+    """A card's size as its label says it, by the rule of `GpuSpec.accepts_memory`: 85.5·10⁹ bytes are an 80GB card.
+
+    The smallest size sold so far that the card counts as; where none comes near it, the reported one in whole GB.
+    """
+    sold = [size for size in _SOLD_GB if memory_bytes * 100 >= size * 97 * 10**9 and memory_bytes <= size * 2**30]
+    if memory_bytes % 10**9 and sold:
+        return f"{min(sold)}GB"
+    return f"{max(1, round(memory_bytes / 10**9))}GB"
 
 
 @lru_cache(maxsize=4096)

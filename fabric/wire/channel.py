@@ -27,6 +27,9 @@ Node ↔ sandbox child: the same FN, CALL (one run's tasks), RESULT and PROGRESS
 FAILED for a task that ran out of memory. In its RESULTs start and end are nanoseconds of its own clock.
 """
 
+PING_PATH = "/v1/ping"
+"""What a gateway and a control plane answer to everybody, with nothing: a round trip is timed by it."""
+
 FN = "fn"
 CALL = "call"
 ACK = "ack"

@@ -9,10 +9,15 @@ from typing import Annotated, Any, Literal, cast
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised on any change that an older side would misread."""
 
 MAX_MESSAGE_BYTES = 16 << 20
+
+CONTROL = "control"
+"""The control plane among the places whose round trips are measured; the others are clusters' gateways."""
+
+MAX_RTT_US = 60_000_000
 
 
 class LinkError(ValueError):
@@ -75,7 +80,8 @@ class Challenge(_Model):
 class Hello(_Model):
     """Agent → control plane. `proof` signs `hello_payload(challenge, operator, cluster)` with the session key.
 
-    `prices` is {model: {tier: DC per GPU-hour}}; `leases` are those the agent still holds.
+    `prices` is {model: {tier: DC per GPU-hour}}; `leases` are those the agent still holds; `location` is where the
+    cluster stands, "latitude,longitude" in degrees, or "".
     """
 
     kind: Literal["hello"] = "hello"
@@ -89,6 +95,7 @@ class Hello(_Model):
     nodes: list[NodeInfo]
     prices: dict[str, dict[str, int]]
     leases: list[LeaseRef] = []
+    location: str = ""
 
 
 class Refuse(_Model):
@@ -252,6 +259,34 @@ class Logs(_Model):
     lines: list[LogLine]
 
 
+class Target(_Model):
+    """A place to measure: a cluster, by the address of its gateway."""
+
+    place: str
+    gateway: str
+
+
+class Measure(_Model):
+    """Control plane → agent: measure the round trips to these gateways and to the control plane, once."""
+
+    kind: Literal["measure"] = "measure"
+    targets: list[Target]
+
+
+class Rtt(_Model):
+    """The least of a few round trips to a place, in microseconds."""
+
+    place: str
+    rtt_us: int = Field(ge=1, le=MAX_RTT_US)
+
+
+class Rtts(_Model):
+    """Agent → control plane: what was measured; places that did not answer are left out."""
+
+    kind: Literal["rtts"] = "rtts"
+    rtts: list[Rtt] = Field(max_length=256)
+
+
 Message = Annotated[
     Challenge
     | Hello
@@ -269,7 +304,9 @@ Message = Annotated[
     | Welcome
     | Work
     | WorkDone
-    | Logs,
+    | Logs
+    | Measure
+    | Rtts,
     Field(discriminator="kind"),
 ]
 

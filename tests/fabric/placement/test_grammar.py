@@ -15,6 +15,7 @@ from fabric.placement.grammar import (
     GpuSpec,
     GrammarError,
     name_matches,
+    nominal_size_text,
     parse_gpu,
     parse_size,
     size_text,
@@ -178,3 +179,29 @@ def test_a_size_without_number_or_unit_is_refused(text: object) -> None:
 def test_the_sdk_parses_without_numpy() -> None:
     code = "import sys, fabric.placement.request, fabric.placement.answer; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("mib", "label"),
+    [
+        (81_559, "80GB"),  # H100
+        (81_920, "80GB"),  # A100
+        (95_830, "94GB"),  # H100 NVL
+        (143_771, "141GB"),  # H200
+        (24_564, "24GB"),  # RTX 4090
+        (24_576, "24GB"),
+        (23_034, "24GB"),  # L4
+        (15_109, "16GB"),  # T4
+        (9_856, "10GB"),  # a seventh of an A100
+        (54_000, "57GB"),  # nothing that is sold
+    ],
+)
+def test_a_reported_size_is_shown_as_the_label_says_it(mib, label):
+    assert nominal_size_text(mib << 20) == label
+    assert GpuSpec().accepts_memory(mib << 20)
+    if label != "57GB":
+        assert parse_gpu(f"{label}").specs[0].accepts_memory(mib << 20)
+
+
+def test_a_size_in_whole_gigabytes_is_its_own_label():
+    assert [nominal_size_text(n * 10**9) for n in (1, 24, 80, 96)] == ["1GB", "24GB", "80GB", "96GB"]
