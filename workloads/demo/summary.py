@@ -24,6 +24,8 @@ def as_data(books: Books) -> dict[str, Any]:
             "usage": books.usage_dc,
             "allocated": books.allocated_dc,
         },
+        "proven_tasks": books.proven_tasks,
+        "unproven_tasks": books.unproven_tasks,
         "settled": asdict(books.settled),
         "simulated": books.work.simulated,
         "results": {name: [asdict(one) for one in found] for name, found in books.work.results.items()},
@@ -90,7 +92,7 @@ def _show_gpus(console: Console, books: Books, people: dict[str, str]) -> None:
         table.add_column(column, justify="right")
     for row in books.gpus:
         model = f"{row.model}{' (simulated)' if row.simulated else ''} {row.id[:8]}"
-        holders = ", then ".join(people[holder] for holder in row.holders)
+        holders = " and ".join(people[holder] for holder in row.holders)
         table.add_row(model, holders, f"{row.gpu_ms:,}", _usd(row.used_dc), _bct(row.earned_bct))
     table.add_section()
     for holder, owner in books.owners.items():
@@ -110,9 +112,9 @@ def _show_gpus(console: Console, books: Books, people: dict[str, str]) -> None:
 def _show_chain(console: Console, books: Books) -> None:
     settled = books.settled
     console.print(
-        f"\n[bold]The chain.[/] Epochs are settled on {books.epochs[-1]['settlement'][:-32]}…: {settled.epochs} of them "
-        f"posted and finalised; of {_usd(settled.deposited_dc)} "
-        f"deposited {_usd(settled.burned_dc)} were burned. GPU {settled.sold_gpu[:10]} was sold between two tasks."
+        f"\n[bold]The chain.[/] {settled.epochs} epochs posted and finalised on "
+        f"{books.epochs[-1]['settlement'][:-32]}…; of {_usd(settled.deposited_dc)} deposited "
+        f"{_usd(settled.burned_dc)} were burned. GPU {settled.sold_gpu[:10]} was sold between two tasks."
     )
     for name, wei in settled.claimed_wei.items():
         owed = settled.owed_wei[name]
@@ -130,6 +132,10 @@ def _show_sums(console: Console, books: Books) -> None:
     for check in checks:
         if not check["ok"]:
             console.print(f"  [red]{check['name']}: {check['first_bad']}[/]")
+    console.print(
+        f"Tasks proven from their signed receipt to the root of the epoch that burned them: {books.proven_tasks}, "
+        f"not proven: {books.unproven_tasks}."
+    )
     console.print(
         f"bills {books.bills_dc:,} DC, burned {books.burned_dc:,} DC, on chain {books.settled.burned_dc:,} DC, "
         f"usage {books.usage_dc:,} DC, allocated {books.allocated_dc:,} DC ({_usd(books.bills_dc)})"
