@@ -6,7 +6,7 @@ It looks at the lengths of frames and at nothing inside; it holds no more than o
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fabric.wire.frames import PREFIX, unpack_lengths
+from fabric.wire.frames import PREFIX, Buffer, unpack_lengths
 
 FRAGMENT_BYTES = 256 << 10
 """What is sent to customers in one piece; longer frames are fragmented."""
@@ -32,7 +32,7 @@ class Cutter:
         """Whether everything that came has left as whole messages."""
         return not self._buffer and not self._left
 
-    def feed(self, data: bytes) -> Iterator[Piece]:
+    def feed(self, data: Buffer) -> Iterator[Piece]:
         """The pieces that can leave now.
 
         Raises:

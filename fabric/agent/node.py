@@ -19,6 +19,7 @@ import structlog
 from fabric.agent import dialect, events, probe
 from fabric.agent.events import Began, Closed, Finished, Held, LeaseEvent, Opened
 from fabric.agent.feed import Feed
+from fabric.agent.hall import Hall
 from fabric.agent.journal import Journal, JournalGone
 from fabric.agent.lease import Lease, LeaseSpec
 from fabric.agent.meter import LeaseMeter, MeterError
@@ -97,6 +98,7 @@ class Node:
         self._recover()
         self._journal.append(events.encode(Began(_boot_id())))
         self._server, address = await self._listen()
+        self._hall = Hall(self._config.listen, self._config.token, self.serve)
         self._pool.fill()
         self._ticker = self._spawn(self._tick_forever())
         _log.info("node is up", node=self._config.node, address=address, gpus=len(self._info.gpus))
@@ -106,6 +108,7 @@ class Node:
         """End every lease, bill it, and stop."""
         self._ticker.cancel()
         self._server.close()
+        self._hall.close()
         await asyncio.gather(*(lease.close(reason, "the operator stopped the node") for lease in self._all_leases()))
         await self._pool.stop()
         await asyncio.gather(*self._launching, return_exceptions=True)

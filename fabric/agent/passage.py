@@ -18,6 +18,7 @@ from websockets.server import ServerProtocol
 
 from fabric.agent.cutter import Cutter
 from fabric.agent.dialect import CHANNEL
+from fabric.agent.handover import Handed, hand_over
 from fabric.wire import channel
 from fabric.wire.frames import MAX_BODY_BYTES, MAX_HEADER_BYTES, PREFIX, FrameError, pack_bytes
 from fabric.wire.tokens import LeaseToken
@@ -71,14 +72,36 @@ class Keeper(Protocol):
     def left(self, passage: "Passage") -> None: ...
 
 
-class Passage(asyncio.Protocol):
-    """The customer's side."""
+class NodeSide(Protocol):
+    """The way to a node."""
 
-    def __init__(self, keeper: Keeper) -> None:
+    def write(self, parts: list[bytes]) -> None: ...
+    def close(self) -> None:
+        """Send what is buffered, then end; the customer's side hears nothing more."""
+        ...
+
+    def hold(self) -> None:
+        """Take nothing more from the node until `release`."""
+        ...
+
+    def release(self) -> None: ...
+
+
+class Passage(asyncio.Protocol):
+    """The customer's side.
+
+    Args:
+        keeper: who says who may pass.
+        inside: makes the node's side of a connection that was let in already, where the node is this process.
+    """
+
+    def __init__(self, keeper: Keeper, inside: Callable[["Passage"], NodeSide] | None = None) -> None:
         self._keeper = keeper
+        self._inside = inside
         self._loop = asyncio.get_running_loop()
-        self._websocket = ServerProtocol(max_size=(_MAX_FRAME_BYTES, MAX_FRAGMENT_BYTES))
-        self._node: _NodeSide | None = None
+        state = State.CONNECTING if inside is None else State.OPEN
+        self._websocket = ServerProtocol(state=state, max_size=(_MAX_FRAME_BYTES, MAX_FRAGMENT_BYTES))
+        self._node: NodeSide | None = None
         self._early: list[bytes] = []
         self._opening: asyncio.Task[None] | None = None
         self._heard = True
@@ -109,6 +132,11 @@ class Passage(asyncio.Protocol):
     def flush(self) -> None:
         self._flush()
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What the customer has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
     def hold(self) -> None:
         """Take nothing more from the customer until `release`."""
         self._reading = False
@@ -123,6 +151,9 @@ class Passage(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_BUFFER_BYTES)
         self._timer = self._loop.call_later(HANDSHAKE_S, self._transport.abort)
         self._keeper.entered(self)
+        if self._inside is not None:
+            self._wait(PING_S, self._ping)
+            self._node = self._inside(self)
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
@@ -183,6 +214,8 @@ class Passage(asyncio.Protocol):
     async def _open(self, token: LeaseToken) -> None:
         try:
             address, secret = await self._keeper.node_of(token)
+            if self._hand_over(address, secret, token):
+                return
             node = await _connect(address, self)
         except Refusal as refusal:
             self.send(pack_bytes([channel.CLOSED, refusal.reason, refusal.message]), first=True, last=True)
@@ -194,6 +227,23 @@ class Passage(asyncio.Protocol):
             node.write([pack_bytes([CHANNEL, secret, token.lease, token.generation]), *self._early])
             self._node, self._early = node, []
             self._resume()
+
+    def _hand_over(self, address: str, secret: str, token: LeaseToken) -> bool:
+        """Give the connection itself to a node on this machine, so that no byte passes here; False where that fails.
+
+        Only between two messages of the customer and with nothing of ours unsent: what is half done stays here.
+        """
+        websocket, transport = self._websocket, self._transport
+        clean = websocket.state is State.OPEN and websocket.current_size is None and not websocket.reader.buffer
+        if not clean or transport.get_write_buffer_size() or transport.get_extra_info("ssl_object") is not None:
+            return False
+        transport.pause_reading()
+        given = Handed(secret, token.lease, token.generation, b"".join(self._early))
+        if hand_over(address, transport.get_extra_info("socket").fileno(), given):
+            transport.abort()
+            return True
+        transport.resume_reading()
+        return False
 
     def _to_node(self, parts: list[bytes]) -> None:
         if self._node is not None:
@@ -229,8 +279,8 @@ class Passage(asyncio.Protocol):
         _write(self._transport, self._websocket.data_to_send())
 
 
-class _NodeSide(asyncio.Protocol):
-    """The node's side of a passage."""
+class _Connected(asyncio.Protocol):
+    """The node's side of a passage: a connection to the node."""
 
     def __init__(self, customer: Passage) -> None:
         self._customer: Passage | None = customer
@@ -282,7 +332,7 @@ class _NodeSide(asyncio.Protocol):
             self._customer.release()
 
 
-async def _connect(address: str, customer: Passage) -> _NodeSide:
+async def _connect(address: str, customer: Passage) -> _Connected:
     """Connect to `unix:<path>` or `tcp:<host>:<port>`.
 
     Raises:
@@ -291,10 +341,10 @@ async def _connect(address: str, customer: Passage) -> _NodeSide:
     loop = asyncio.get_running_loop()
     kind, _, rest = address.partition(":")
     if kind == "unix":
-        _, node = await loop.create_unix_connection(lambda: _NodeSide(customer), rest)
+        _, node = await loop.create_unix_connection(lambda: _Connected(customer), rest)
         return node
     host, _, port = rest.rpartition(":")
-    _, node = await loop.create_connection(lambda: _NodeSide(customer), host, int(port))
+    _, node = await loop.create_connection(lambda: _Connected(customer), host, int(port))
     return node
 
 
