@@ -24,6 +24,9 @@ from fabric.wire.hashing import keccak256
 MAX_TASKS = 4096
 """Tasks in one receipt; more go into the next one."""
 
+MAX_NUMBER = 2**44
+"""Of any number in a receipt: 550 years in ms. Larger ones add up to more than a database's integer holds."""
+
 GENESIS_HASH = bytes(32)
 """`previous` of the receipt with seq 0."""
 
@@ -89,12 +92,16 @@ class TaskLine:
 
     @classmethod
     def from_list(cls, fields: Sequence[Any]) -> "TaskLine":
-        """Raises ReceiptError when a field is missing or of another type."""
+        """Raises ReceiptError when a field is missing, of another type, or out of range."""
         _check_types(fields, _TASK_TYPES, "a task line")
+        for gpu in fields[3]:
+            _check_types((gpu,), _GPU_NAME, "a task line's GPU")
+        for pair in fields[10]:
+            _check_types(pair, _COUNTER_TYPES, "a task line's counter")
         if not (0 <= fields[4] <= fields[5] and fields[1] >= 0 and fields[2] >= 1 and fields[6] >= 0):
             raise ReceiptError(f"a task line has impossible numbers: {fields[1:8]}")
         run, task, attempt, gpus, start, end, gpu_ms, energy, reason, digest, counters = fields
-        pairs = tuple((str(name), int(count)) for name, count in counters)
+        pairs = tuple((name, count) for name, count in counters)
         return cls(run, task, attempt, tuple(gpus), start, end, gpu_ms, energy, reason, digest, pairs)
 
     def leaf(self) -> bytes:
@@ -277,6 +284,8 @@ def task_root(tasks: Sequence[TaskLine]) -> bytes:
 
 
 _TASK_TYPES = (str, int, int, list, int, int, int, int, str, bytes, list)
+_GPU_NAME = (str,)
+_COUNTER_TYPES = (str, int)
 _GPU_TYPES = (str, int, int, int, int, int)
 _RUN_TYPES = (str, int, int, int)
 _RECEIPT_TYPES = (int, str, str, str, int, int, str, int, bytes, bytes, list, list, int, bytes, str, bool)
@@ -288,6 +297,8 @@ def _check_types(fields: Any, types: tuple[type, ...], what: str) -> None:
     for at, (value, expected) in enumerate(zip(fields, types, strict=True)):
         if type(value) is not expected:
             raise ReceiptError(f"field {at} of {what} is a {type(value).__name__}, not a {expected.__name__}")
+        if expected is int and not -MAX_NUMBER <= value <= MAX_NUMBER:
+            raise ReceiptError(f"field {at} of {what} is {value}; numbers are at most {MAX_NUMBER}")
 
 
 def _packb(value: Any) -> bytes:

@@ -2,10 +2,12 @@
 
 import base64
 
+import msgpack
 import pytest
 from scripted import OTHER_KEY, Agent, done, gpu, nodes
 from sqlmodel import select
 
+from api.metering import Arrived
 from api.tables import EquivocationRow, LeaseRow, TaskRow
 from fabric.wire import link
 from fabric.wire.receipts import GENESIS_HASH, ReceiptKind, RunLine, SignedReceipt
@@ -89,6 +91,19 @@ def test_a_receipt_that_lies_is_refused_and_bills_nothing(fabric, agent, opened,
     assert isinstance(agent.receipt(grant, TICK, 5_000, advance=False, **wrong), link.RejectReceipt)
     assert charged(fabric, run) == 0
     assert fabric.audit() == []
+
+
+def test_one_operators_nonsense_keeps_nobody_elses_receipts_waiting(fabric, agent, opened):
+    run, grant = opened
+    agent.beat(5_000)
+    good = agent.signed(grant, TICK, 5_000).to_bytes()
+    nonsense = [msgpack.packb([b"", b"", [[*done(run).to_list()[:10], counters]]]) for counters in ([1], [["a", "x"]])]
+    arrived = [Arrived("op-2", (), bytes(data or b"")) for data in nonsense] + [
+        Arrived("op-1", (bytes(agent.key.verify_key),), good)
+    ]
+    answers = fabric.app.state.ingest.metering.take(arrived)
+    assert [(index, answer.seq) for index, answer in answers] == [(2, 1)]
+    assert charged(fabric, run) == 500
 
 
 def test_a_receipt_of_another_operators_lease_is_refused(fabric, agent, opened):

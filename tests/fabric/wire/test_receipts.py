@@ -8,6 +8,7 @@ from nacl.signing import SigningKey
 
 from fabric.wire.receipts import (
     GENESIS_HASH,
+    MAX_NUMBER,
     GpuLine,
     Receipt,
     ReceiptError,
@@ -119,6 +120,38 @@ def test_the_tasks_beside_a_receipt_are_bound_to_it(alter):
 def test_impossible_numbers_are_refused(change):
     with pytest.raises(ReceiptError):
         Receipt.from_body(make(**change).body)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (1, MAX_NUMBER + 1),
+        (3, ["GPU-1", 7]),
+        (5, MAX_NUMBER + 1),
+        (7, -MAX_NUMBER - 1),
+        (10, [1]),
+        (10, [["tokens", "9"]]),
+        (10, [["tokens", 1, 2]]),
+        (10, [["tokens", float("inf")]]),
+        (10, [["tokens", MAX_NUMBER + 1]]),
+    ],
+)
+def test_a_task_line_with_anything_else_inside_is_a_malformed_receipt(field, value):
+    line = TaskLine("run_a", 0, 1, ("GPU-1",), 0, 5, 5, 1, "done", counters=(("tokens", MAX_NUMBER),)).to_list()
+    assert TaskLine.from_list(line).to_list() == line
+    line[field] = value
+    with pytest.raises(ReceiptError):
+        SignedReceipt.from_bytes(bytes(msgpack.packb([b"", b"", [line]]) or b""))
+
+
+def test_a_number_beyond_what_rows_can_add_up_is_refused():
+    largest = make(gpus=(GpuLine("GPU-1", 1000, 1500, 0, MAX_NUMBER, MAX_NUMBER),))
+    assert Receipt.from_body(largest.body) == largest
+    for line in (GpuLine("GPU-1", 1000, 1500, 0, MAX_NUMBER + 1), GpuLine("GPU-1", 1000, 1500, 0, 0, MAX_NUMBER + 1)):
+        with pytest.raises(ReceiptError, match="at most"):
+            Receipt.from_body(make(gpus=(line,)).body)
+    with pytest.raises(ReceiptError, match="at most"):
+        Receipt.from_body(make(nonce_seq=2**64 - 1).body)
 
 
 def test_only_the_canonical_form_is_a_receipt():
