@@ -1,122 +1,169 @@
-"""What the chain said, at the control plane: whose deposits, who earns, and whether it is still followed."""
+"""A control plane with a chain reads, closes and settles by itself; half a configuration is refused at its start."""
 
 import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from scripted import BALANCE, PAYOUT, Fabric, bootstrap_file
-from sqlalchemy import select
-from sqlmodel import Session
+from eth_account import Account
+from eth_account.messages import encode_defunct
+from pydantic import SecretStr
+from scripted import Fabric, TestClient, bootstrap_file
 
+from api.app import create_app
 from api.bootstrap import BootstrapError
-from fabric.wire import link
-from fabric.wire.receipts import ReceiptKind
-from ledger.chain import crediting
+from api.settings import Settings
+from fabric.wire.clock import ManualClock
+from ledger.chain import calls
 from ledger.chain.book import AddressBook
-from ledger.chain.following import Block
-from ledger.chain.holders import known_ms
-from ledger.chain.index import Index
-from ledger.chain.tables import DepositRow, EventRow, OwnerRow
-from ledger.leaves import gpu_id_hex
-from ledger.store import Ledger
-from ledger.tables import UsageRow
+from ledger.chain.client import ChainClient
+from ledger.chain.deploy import Deployment, deploy
+from ledger.chain.errors import BadAddressBook, BadKey, ChainUnreachable, Disagreement
+from ledger.chain.evm import Chain, serve
+from ledger.chain.settings import ChainSettings
+from ledger.chain.signer import Signer
 
-BOOK = AddressBook(1337, 1, *("0x" + digit * 40 for digit in "12345"))
-WALLET, HEIDI = "0x" + "Ca" * 20, "0x" + "4e" * 20
-ROOT = bytes(32)
+BCT = USD = 10**18
+EPOCH_S = 60
+KEY = b"\1" * 32
+HOUSE = Signer(KEY)
 
-
-def told(fabric: Fabric, number: int, *events: EventRow, time_ms: int = 0) -> None:
-    """A block that is final at once, as the indexer would take it in."""
-    for i, event in enumerate(events):
-        event.block_number, event.log_index, event.tx_hash = number, i, ROOT
-    with fabric.plane.database.write() as session:
-        index = Index(session)
-        index.begin(BOOK)
-        name, parent = number.to_bytes(32, "big"), (number - 1).to_bytes(32, "big")
-        index.append(Block(number, name, parent, time_ms // 1000), events)
-        crediting.book(session, fabric.plane.ledger(session), index.events(number))
-        index.finalise(number)
+pytestmark = pytest.mark.chain
 
 
-def test_readiness_says_how_far_the_chain_was_read_and_why_no_further(fabric):
-    assert fabric.call("GET", "/readyz")["chain"] is None
-    told(fabric, 1)
-    expected = {"chain_id": 1337, "tip": 1, "final": 1, "halted": ""}
-    assert fabric.call("GET", "/readyz")["chain"] == expected
-    with fabric.plane.database.write() as session:
-        Index(session).halt("a reorg below finality", 0)
-    assert fabric.call("GET", "/readyz")["chain"] == expected | {"halted": "a reorg below finality"}
-    assert [check["invariant"] for check in fabric.audit()] == [14]
+@pytest.fixture(scope="module")
+def evm() -> Iterator[tuple[str, ManualClock]]:
+    """A chain whose clock moves a second with every block."""
+    clock = ManualClock()
+    chain = Chain([HOUSE.address], clock)
+    server, stop = serve(chain, 0), threading.Event()
+
+    def mine() -> None:
+        while not stop.wait(0.002):
+            if chain.mine():
+                clock.advance(1000)
+
+    threads = [threading.Thread(target=server.serve_forever, args=(0.01,)), threading.Thread(target=mine)]
+    for thread in threads:
+        thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", clock
+    stop.set()
+    server.shutdown()
+    server.server_close()
+    for thread in threads:
+        thread.join()
 
 
-def with_wallet(folder, **wallets: str):
-    declared = json.loads(bootstrap_file(folder).read_text())
+@pytest.fixture
+def settings(evm, tmp_path: Path) -> ChainSettings:
+    """Of fresh contracts, all in the hands of one key."""
+    url, clock = evm
+    me = HOUSE.address
+    book = deploy(
+        url,
+        HOUSE,
+        Deployment(
+            owner=me,
+            reporters=(me,),
+            registrar=me,
+            genesis_holder=me,
+            genesis_wei=1000 * BCT,
+            poster=me,
+            stakers=me,
+            start_s=clock.now_ms() // 1000,
+            epoch_s=EPOCH_S,
+            window_s=1,
+            supply_wei=500_000_000 * BCT,
+            epochs=2557,
+        ),
+    )
+    book.write(tmp_path / "book.json")
+    return ChainSettings(
+        url=url, addresses=tmp_path / "book.json", key=SecretStr("0x" + KEY.hex()), keystore=None, confirmations=1
+    )
+
+
+@pytest.fixture
+def start(evm, tmp_path: Path) -> Iterator[Callable[..., Fabric]]:
+    running: list[Any] = []
+
+    def begin(chain: ChainSettings, **more: Any) -> Fabric:
+        options = {"state_dir": tmp_path / "state", "epoch_s": EPOCH_S, "finality_s": 0.0} | more
+        app = create_app(Settings(**options), evm[1], tick_s=None, chain=chain)
+        client = TestClient(app)
+        running.append(client.__enter__())
+        return Fabric(app, client, evm[1])
+
+    yield begin
+    for client in running:
+        client.__exit__(None, None, None)
+
+
+def bootstrap_without_test_balance(folder: Path) -> Path:
+    path = bootstrap_file(folder)
+    declared = json.loads(path.read_text())
     for customer in declared["customers"]:
-        customer["wallet"] = wallets.get(customer["id"])
-    path = folder / "with_wallets.json"
+        customer["test_balance_dc"] = 0
     path.write_text(json.dumps(declared))
     return path
 
 
-def test_a_wallet_of_the_bootstrap_file_brings_its_customer_what_it_deposited(start, tmp_path):
-    fabric = start()
-    told(fabric, 1, DepositRow(account=WALLET.lower(), dc=500, total_dc=500))
-    assert fabric.call("GET", "/v1/account")["available_dc"] == str(BALANCE)
-    for _ in range(2):
-        fabric = start(bootstrap=with_wallet(tmp_path, alice=WALLET))
-        assert fabric.call("GET", "/v1/account")["available_dc"] == str(BALANCE + 500)
-    told(fabric, 2, DepositRow(account=WALLET.lower(), dc=7, total_dc=507))
-    assert fabric.call("GET", "/v1/account")["available_dc"] == str(BALANCE + 507)
+def beat_until(fabric: Fabric, so: Callable[[dict], bool]) -> dict:
+    deadline = time.monotonic() + 30
+    while not so(found := fabric.client.get("/v1/ledger/settlement").json()):
+        assert time.monotonic() < deadline, found
+        fabric.tick(2000)
+    return found
+
+
+def test_it_closes_and_settles_epochs_of_no_usage_too_and_credits_what_a_linked_wallet_deposits(
+    start, settings, tmp_path
+):
+    fabric = start(settings, bootstrap=bootstrap_without_test_balance(tmp_path))
+    client = ChainClient.open(settings.url, AddressBook.read(settings.addresses))
+    client.send(HOUSE, calls.report_price(USD))
+    client.send(HOUSE, calls.approve_bct(client.book.data_credits))
+    client.send(HOUSE, calls.mint_dc(BCT, 1))
+    client.send(HOUSE, calls.deposit_dc(100_000))
+    account, health = fabric.call("GET", "/v1/account"), fabric.call("GET", "/healthz")
+    address = HOUSE.address.lower()
+    text = f"wallet {address} is account {account['id']} of fabric {health['fabric_id']}"
+    signed = Account.sign_message(encode_defunct(text=text), KEY)
+    link = {"address": HOUSE.address, "signature": "0x" + bytes(signed.signature).hex()}
+    assert fabric.call("PUT", "/v1/account/wallet", link) == {"address": address}
+    beat_until(fabric, lambda _: fabric.call("GET", "/v1/account")["available_dc"] == "100000")
+    found = beat_until(fabric, lambda found: found["finalised"] >= 1)
+    assert found["settlement"].startswith("chain ")
+    assert client.finalised() >= 1
+    epoch = fabric.client.get("/v1/ledger/epochs/0").json()
+    assert (epoch["settlement"], epoch["burned_dc"]) == (found["settlement"], "0")
     assert fabric.audit() == []
-    with pytest.raises(BootstrapError, match="for good"):
-        start(bootstrap=with_wallet(tmp_path, bob=WALLET))
+    stranger = fabric.call("PUT", "/v1/account/wallet", link, who="bob", expect=422)
+    assert "this is not the signature" in stranger["detail"]
 
 
-def earned(fabric: Fabric) -> list[tuple[str, int]]:
-    """(holder, GPU-ms) of the usage that stands."""
-    with fabric.plane.database.read() as session:
-        undone = "SELECT reverses_id FROM ledger_entry WHERE reverses_id IS NOT NULL"
-        rows = session.connection().exec_driver_sql(
-            f"SELECT holder, gpu_ms FROM ledger_usage WHERE entry_id NOT IN ({undone}) AND gpu_ms > 0 ORDER BY entry_id"
-        )
-        return [(holder, ms) for holder, ms in rows]
+def test_without_a_price_the_close_waits_and_says_why(start, settings, tmp_path):
+    fabric = start(settings, bootstrap=bootstrap_without_test_balance(tmp_path))
+    found = beat_until(fabric, lambda found: "price" in found["close_waits"])
+    assert "epoch 0 waits for its price: the price oracle is stale" in found["close_waits"]
+    assert not fabric.client.get("/v1/ledger/epochs").json()["epochs"]
 
 
-def test_a_gpu_earns_for_whoever_held_its_nft_when_it_was_used(fabric, agent, clock):
-    run = fabric.submit(gpu=["H100"])
-    grant = agent.expect(link.Grant)
-    agent.open(grant)
-    agent.beat(10_000)
-    agent.receipt(grant, ReceiptKind.TICK, 10_000)
-    assert earned(fabric) == [(PAYOUT, 10_000)]
-    minted_ms = fabric.plane.now_ms() - 2_999
-    gpu_id = gpu_id_hex(grant.gpus[0].uuid)
-    told(fabric, 1, OwnerRow(gpu_id=gpu_id, holder=HEIDI, from_ms=minted_ms))
-    assert earned(fabric) == [(PAYOUT, 7_000), (HEIDI, 3_000)], "what is not final is booked again"
-    agent.beat(4_000)
-    agent.receipt(grant, ReceiptKind.TICK, 14_000)
-    told(fabric, 2, OwnerRow(gpu_id=gpu_id, holder=PAYOUT, from_ms=fabric.plane.now_ms() + 1_001))
-    agent.beat(4_000)
-    agent.receipt(grant, ReceiptKind.TICK, 18_000)
-    assert earned(fabric)[2:] == [(HEIDI, 4_000), (HEIDI, 1_000), (PAYOUT, 3_000)]
-    assert int(fabric.run(run["id"])["cost"]["accrued_dc"]) == 1800
-    assert fabric.audit() == []
+def test_what_cannot_be_settled_is_refused_before_it_starts(start, settings, tmp_path):
+    def changed(**members: Any) -> ChainSettings:
+        return settings.model_copy(update=members)
 
-
-def test_usage_is_final_only_as_far_as_the_holders_are_known(fabric, agent, clock):
-    fabric.submit(gpu=["H100"])
-    grant = agent.expect(link.Grant)
-    agent.open(grant)
-    agent.beat(10_000)
-    agent.receipt(grant, ReceiptKind.TICK, 10_000)
-    used_ms = fabric.plane.now_ms()
-    clock.advance(3_600_000)
-
-    def final_dc(session: Session) -> int:
-        return Ledger(session, fabric.plane.clock, fabric.plane.ledger_settings, known_ms).finalise_usage()
-
-    for number, time_ms, expected in ((1, used_ms - 5_000, 0), (2, used_ms + 2_000, 1000)):
-        told(fabric, number, time_ms=time_ms)
-        with fabric.plane.database.write() as session:
-            assert final_dc(session) == expected
-            assert session.scalars(select(UsageRow.entry_id)).first() is not None
+    with pytest.raises(BadAddressBook, match="needs both"):
+        start(changed(addresses=None))
+    with pytest.raises(BadKey, match="64 hexadecimal digits"):
+        start(changed(key=SecretStr("0x12")))
+    with pytest.raises(ChainUnreachable, match="does not answer"):
+        start(changed(url="http://127.0.0.1:9"))
+    with pytest.raises(Disagreement, match="set FABRIC_EPOCH_S to the chain's"):
+        start(settings, epoch_s=EPOCH_S + 1)
+    with pytest.raises(BootstrapError, match="only deposited DC can be burned"):
+        start(settings, bootstrap=bootstrap_file(tmp_path))
+    start(settings)

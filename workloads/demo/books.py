@@ -72,6 +72,8 @@ class Books:
     allocated_dc: int
     burned_dc: int
     settled: Settled
+    proven_tasks: int
+    unproven_tasks: int
 
     @property
     def sums_agree(self) -> bool:
@@ -80,9 +82,10 @@ class Books:
 
     @property
     def agree(self) -> bool:
-        """Whether every sum is the same, owners have claimed what they earned, and the audit found nothing."""
+        """Whether sums are the same, tasks proven, owners paid what they earned, and the audit found nothing."""
         allocated = self.bills_dc == self.usage_dc == self.allocated_dc
-        return self.sums_agree and allocated and self.settled.paid_out and bool(self.audit["ok"])
+        proven = self.proven_tasks > 0 and not self.unproven_tasks
+        return self.sums_agree and allocated and proven and self.settled.paid_out and bool(self.audit["ok"])
 
     @classmethod
     def read(cls, stage: Stage, work: Work, economy: Economy) -> "Books":
@@ -95,6 +98,7 @@ class Books:
         found = [stage.get(f"/v1/runs/{run['id']}") for run in stage.get("/v1/runs", limit=100)["runs"]]
         found.sort(key=lambda run: run["created_at_ms"])
         tasks = tuple(row for run in found for row in _tasks(run))
+        proofs = [fabric.attach(run["id"]).receipt().proof() for run in found]
         gpus = tuple(_gpu(stage, gpu) for gpu in stage.get("/v1/ledger/gpus")["gpus"])
         holders = dict.fromkeys(holder for row in gpus for holder in row.holders)
         owners = {holder: stage.get(f"/v1/ledger/holders/{holder}") for holder in holders}
@@ -112,6 +116,8 @@ class Books:
             allocated_dc=sum(int(owner["dc"]) for owner in owners.values()),
             burned_dc=sum(int(epoch["burned_dc"]) for epoch in epochs),
             settled=settled,
+            proven_tasks=sum(proof.tasks for proof in proofs),
+            unproven_tasks=sum(proof.open_tasks for proof in proofs),
         )
 
 
