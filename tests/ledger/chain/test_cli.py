@@ -1,13 +1,22 @@
 """`fabric chain` against the product's own EVM: the way through, and each bad input with its exit code and words."""
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from fabric import cli
 from fabric.wire.hashing import keccak256
+from ledger.allocate import EpochInput, allocate
+from ledger.chain import calls
 from ledger.chain.book import AddressBook
+from ledger.chain.client import ChainClient
+from ledger.chain.signer import Signer
+from ledger.chain.statement import settlement_of
+from ledger.epoch import CloseFacts, epoch_file, file_hash
+from ledger.settings import LedgerSettings
 
 KEY = "0x" + keccak256(b"test key of", b"deployer").hex()
 POOR = "0x" + keccak256(b"nobody").hex()
@@ -106,3 +115,78 @@ def test_nothing_is_settled_without_a_key_or_a_control_plane(chain, deployed_by_
     assert (code, "no fabric runs on this machine" in errors) == (REFUSED, True)
     code, _, errors = chain("settle", "--url", "http://127.0.0.1:9")
     assert (code, "is the control plane running?" in errors) == (SERVICE, True)
+
+
+@pytest.fixture
+def published(evm, deployed_by_command, tmp_path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """A control plane's pages: one epoch without usage, closed for this deployment."""
+    book = deployed_by_command
+    start_ms = evm.clock.now_ms() // 1000 * 1000
+    settings = LedgerSettings(genesis_ms=start_ms, epoch_ms=86_400_000)
+    given = EpochInput(
+        epoch=0,
+        start_ms=start_ms,
+        end_ms=start_ms + settings.epoch_ms,
+        lines=[],
+        gpus=[],
+        price_usd_e18=10**18,
+        price_source="oracle",
+        emission_wei=settings.schedule.emission_wei(0),
+        remintable_wei=0,
+        stake_bps=500,
+    )
+    told = settlement_of(book.chain_id, book.settlement)
+    facts = CloseFacts(closed_ms=given.end_ms, head=bytes(32), payers={}, settlement=told)
+    result = allocate(given)
+    body = epoch_file(given, result, facts)
+    row = {"n": 0, "payout_root": "0x" + result.payout_root.hex(), "usage_root": "0x" + result.usage_root.hex()}
+    row |= {"file_hash": "0x" + file_hash(body).hex()}
+    pages = {
+        "/v1/ledger/epochs?limit=1": json.dumps({"epochs": [row]}).encode(),
+        "/v1/ledger/epochs/0": json.dumps(row).encode(),
+        "/v1/ledger/epochs/0/file": body,
+    }
+
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path in pages else 404)
+            self.end_headers()
+            self.wfile.write(pages.get(self.path, b"{}"))
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", pages
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_published_epoch_is_settled_once_and_verified_on_the_chain(chain, evm, published, capsys, tmp_path):
+    url, pages = published
+    verify = ["ledger", "epoch", "0", "--verify", "--url", url]
+    assert "not over by the chain's time" in chain("settle", "--url", url)[1]
+    client = ChainClient.open(evm.url, AddressBook.read(tmp_path / "book.json"))
+    evm.clock.advance((client.epoch_end_s(0) - client.head().time_s - 5) * 1000)
+    client.send(Signer(bytes.fromhex(KEY[2:])), calls.report_price(10**18))
+    while client.head().time_s < client.epoch_end_s(0):
+        evm.clock.advance(2000)
+    code, _, errors = chain("settle", "--url", url, "--json")
+    assert (code, errors) == (0, "")
+    while client.posted() < 1:
+        chain("settle", "--url", url)
+    for _ in range(3):
+        assert "the dispute window of epoch 0 is open" in chain("settle", "--url", url)[1]
+    assert (client.posted(), client.last_post_id()) == (1, 1)
+    assert cli.main(verify) == 0
+    assert "every number agrees; posted on chain" in capsys.readouterr().out
+    forged = pages["/v1/ledger/epochs/0/file"].replace(b'"price_source":"oracle"', b'"price_source":"mine"')
+    row = json.loads(pages["/v1/ledger/epochs/0"]) | {"file_hash": "0x" + file_hash(forged).hex()}
+    pages |= {"/v1/ledger/epochs/0/file": forged, "/v1/ledger/epochs/0": json.dumps(row).encode()}
+    assert cli.main(verify) == 1
+    assert "closing: the chain has 0x" in capsys.readouterr().out
+    code, _, errors = chain("settle", "--url", url)
+    assert (code, "stands on the chain with closing" in errors) == (REFUSED, True)
