@@ -7,7 +7,7 @@ means `api.lifecycle`'s, what is written `api.granting`'s and `api.transitions`'
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
@@ -228,15 +228,18 @@ class Broker:
                 self._end_lease(lease, reason)
 
     def place_queued(self) -> int:
-        """Try the runs that wait, oldest first; returns how many were placed."""
+        """Try the runs that wait: each customer's oldest, then each one's next; returns how many were placed."""
         now = self._plane.now_ms()
-        waiting = (
-            select(RunRow)
+        age = (col(RunRow.created_ms), col(RunRow.id))
+        turns = (
+            select(
+                col(RunRow.id), func.row_number().over(partition_by=col(RunRow.customer), order_by=age).label("turn")
+            )
             .where(col(RunRow.state) == RunState.QUEUED.value, col(RunRow.retry_at_ms) <= now)
-            .order_by(col(RunRow.created_ms), col(RunRow.id))
-            .limit(_QUEUE_BATCH)
+            .subquery()
         )
-        runs = list(self._session.scalars(waiting))
+        waiting = select(RunRow).join(turns, turns.c.id == col(RunRow.id)).order_by(turns.c.turn, *age)
+        runs = list(self._session.scalars(waiting.limit(_QUEUE_BATCH)))
         fleet = fleets.load(self._session, now) if runs else None
         return sum(self._try_queued(run, fleet) for run in runs) if fleet else 0
 

@@ -140,6 +140,21 @@ def test_a_taken_gpu_makes_the_run_wait_until_it_is_free(fabric, agent):
     assert fabric.run(first["id"])["state"] == "RUNNING"
 
 
+def test_one_customers_long_queue_keeps_nobody_else_waiting(fabric, agent, monkeypatch):
+    monkeypatch.setattr("api.broker._QUEUE_BATCH", 2)
+    for wanted in ("L4", "H100:2"):
+        fabric.submit(gpu=[wanted])
+        agent.open(grant := agent.expect(link.Grant))
+    for _ in range(3):
+        assert fabric.submit(who="poor", gpu=["L4"])["state"] == "QUEUED"
+    agent.beat(1_000)
+    waits = fabric.submit(who="bob", gpu=["H100"])
+    assert waits["state"] == "QUEUED"
+    fabric.call("POST", f"/v1/leases/{grant.lease}/release", {"generation": 1})
+    agent.receipt(grant, CLOSE, 1_000)
+    assert agent.expect(link.Grant).run == waits["id"]
+
+
 def test_a_run_that_may_not_wait_is_refused_when_taken(fabric, agent):
     fabric.submit(gpu=["L4"])
     assert problem(fabric.submit(gpu=["L4"], queue_timeout_ms=0, expect=409)) == "no-capacity"
