@@ -16,15 +16,19 @@ INTERRUPTED = 130
 
 
 class Entry(NamedTuple):
-    """Where a command lives: `module` has a typer `app`, whose command of this name it is, or the whole group."""
+    """Where a command lives: `module` has a typer `app`, whose command of this name it is, or the whole group.
+
+    `extra` is the part of the distribution that installs what it needs beyond the SDK.
+    """
 
     module: str
     help: str
     group: bool = False
+    extra: str = "local"
 
 
 COMMANDS: dict[str, Entry] = {
-    "demo": Entry("workloads.demo", "The whole economy on this machine, once, explained.", group=True),
+    "demo": Entry("workloads.demo", "The whole economy on this machine, once, explained.", group=True, extra="demo"),
     "up": Entry("fabric.local.cli", "Keep the embedded fabric running on this machine."),
     "down": Entry("fabric.local.cli", "End the embedded fabric."),
     "status": Entry("fabric.local.cli", "What of the embedded fabric runs."),
@@ -39,8 +43,8 @@ COMMANDS: dict[str, Entry] = {
     "receipt": Entry("fabric.client.cli", "A run's signed receipts."),
     "audit": Entry("fabric.client.cli", "Whether every rule of the books holds."),
     "ledger": Entry("ledger.cli", "What GPUs earned; epochs.", group=True),
-    "chain": Entry("ledger.chain.cli", "The contracts: deploy them, look, settle epochs.", group=True),
-    "operator": Entry("fabric.operator.cli", "Run a cluster of GPUs for the fabric.", group=True),
+    "chain": Entry("ledger.chain.cli", "The contracts: deploy them, look, settle epochs.", group=True, extra="chain"),
+    "operator": Entry("fabric.operator.cli", "Run a cluster of GPUs for the fabric.", group=True, extra="operator"),
 }
 
 
@@ -60,7 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, entry: Entry, rest: list[str]) -> int:
-    app: Any = import_module(entry.module).app
+    try:
+        app: Any = import_module(entry.module).app
+    except ModuleNotFoundError as missing:
+        need = f"needs {missing.name}, which is not installed: pip install 'berkeley-compute[{entry.extra}]'"
+        sys.stderr.write(f"fabric: `fabric {name}` {need}\n")
+        return USAGE
     words, program = (rest, f"fabric {name}") if entry.group else ([name, *rest], "fabric")
     try:
         app(words, prog_name=program)

@@ -1,5 +1,6 @@
 """The `fabric` command: a table of commands, errors as one line and an exit code."""
 
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -44,3 +45,13 @@ def test_status_of_a_machine_where_nothing_runs(monkeypatch, tmp_path, capsys):
     assert '"state": "stopped"' in capsys.readouterr().out
     assert cli.main(["down"]) == 0
     assert not (tmp_path / "none").exists()
+
+
+def test_a_command_whose_packages_are_missing_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "eth_abi", None)
+    for name in [name for name in sys.modules if name.startswith("workloads")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cli.main(["demo"]) == cli.USAGE
+    said = capsys.readouterr().err
+    assert "berkeley-compute[demo]" in said
+    assert said.count("\n") == 1
