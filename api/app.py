@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from api import bootstrap, errors, ledger_jobs, sweeps
 from api.agents import Agents
 from api.ingest import Ingest
+from api.limits import BodyLimit
 from api.metering import Metering
 from api.plane import Plane, build
 from api.routes import account, agent, audit, blobs, enrol, health, inventory, leases, ledger, offers, runs, sessions
@@ -60,6 +61,7 @@ def create_app(
     app.state.agents = Agents(plane, app.state.ingest)
     errors.install(app)
     app.middleware("http")(_measure)
+    app.add_middleware(BodyLimit)
     for module in _ROUTES:
         app.include_router(module.router)
     return app
