@@ -253,8 +253,8 @@ def _print_proof(proof: RunProof) -> None:
         of = [link for link in proof.epochs if link.epoch == epoch]
         gpu_ms, dc = sum(link.gpu_ms for link in of), sum(link.dc for link in of)
         print(f"epoch {epoch} counts {gpu_ms / 1000:.3f} GPU-s for {format_dc(dc)} under usage root 0x{root.hex()}")
-    still = f", {proof.open_tasks} are in no closed epoch yet" if proof.open_tasks else ""
-    print(f"proven: {proof.tasks} tasks, from receipt to usage root{still}")
+    still = f", {len(proof.open_tasks)} are in no closed epoch yet" if proof.open_tasks else ""
+    print(f"proven: {len(proof.tasks)} tasks, from receipt to usage root{still}")
     if proof.epochs:
         print("the roots themselves: `fabric ledger epoch N --verify`")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fabric.wire.leaves import gpu_public_id, lease_leaf, usage_leaf
 from fabric.wire.merkle import verify
-from fabric.wire.receipts import Receipt, ReceiptError
+from fabric.wire.receipts import Receipt, ReceiptError, SignedReceipt, TaskLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +56,26 @@ class RunProof:
 
     Attributes:
         epochs: by epoch, lease and GPU; the GPUs' roots are those of these epochs.
-        tasks: how many of the run's tasks the epochs bind.
-        open_tasks: how many are in receipts that no closed epoch counts yet.
+        tasks: all tasks that the epochs bind; those of other runs on the same leases too.
+        open_tasks: those in receipts that no closed epoch counts yet.
     """
 
     epochs: tuple[LeaseInEpoch, ...]
-    tasks: int
-    open_tasks: int
+    tasks: tuple[TaskLine, ...]
+    open_tasks: tuple[TaskLine, ...]
 
 
-def prove(links: Sequence[LeaseInEpoch], receipts: Sequence[Receipt]) -> RunProof:
+def prove(links: Sequence[LeaseInEpoch], signed: Sequence[SignedReceipt]) -> RunProof:
     """The proof, after every step of it was computed again.
 
     Args:
         links: as the control plane told them.
-        receipts: verified, with unbroken chains.
+        signed: verified, with unbroken chains.
 
     Raises:
         ReceiptError: a path does not lead where it says, or starts at no receipt of these.
     """
+    receipts = [one.receipt for one in signed]
     by_hash = {receipt.hash: receipt for receipt in receipts}
     counted: dict[tuple[str, int], int] = {}
     used: dict[tuple[str, bytes], int] = {}
@@ -87,10 +88,11 @@ def prove(links: Sequence[LeaseInEpoch], receipts: Sequence[Receipt]) -> RunProo
         _check_time(link, used[link.lease, link.gpu], receipts)
         key = (last.lease, last.generation)
         counted[key] = max(counted.get(key, -1), last.seq)
-    bound = [receipt.seq <= counted.get((receipt.lease, receipt.generation), -1) for receipt in receipts]
-    tasks = sum(receipt.task_count for receipt, is_bound in zip(receipts, bound, strict=True) if is_bound)
-    every = sum(receipt.task_count for receipt in receipts)
-    return RunProof(tuple(links), tasks, every - tasks)
+    tasks: dict[bool, list[TaskLine]] = {True: [], False: []}
+    for one in signed:
+        last_seq = counted.get((one.receipt.lease, one.receipt.generation), -1)
+        tasks[one.receipt.seq <= last_seq] += one.tasks
+    return RunProof(tuple(links), tuple(tasks[True]), tuple(tasks[False]))
 
 
 def _check_paths(link: LeaseInEpoch) -> None:

@@ -102,7 +102,8 @@ class RunReceipt:
         Raises:
             ReceiptError: a receipt or a path is not what it claims.
         """
-        return prove(self.epochs, self.verify())
+        self.verify()
+        return prove(self.epochs, self.receipts)
 
     @property
     def gpu_ms(self) -> int:

@@ -8,7 +8,11 @@ import pytest
 from fabric.client.runs import RunReceipt
 from fabric.wire import link
 from fabric.wire.merkle import leaf, tag, verify
-from fabric.wire.receipts import ReceiptError, ReceiptKind
+from fabric.wire.receipts import ReceiptError, ReceiptKind, TaskLine
+
+
+def _task(run: str) -> TaskLine:
+    return TaskLine(run, 0, 1, ("GPU-1",), 0, 5000, 5000, 0, "done")
 
 
 @pytest.fixture
@@ -19,7 +23,8 @@ def run_in_epoch(fabric, agent) -> dict:
     agent.open(grant)
     for second in range(1, 6):
         agent.beat(1000)
-        agent.receipt(grant, ReceiptKind.TICK, second * 1000)
+        tasks = (_task(run["id"]),) if second == 5 else ()
+        agent.receipt(grant, ReceiptKind.TICK, second * 1000, tasks=tasks)
     fabric.call("POST", f"/v1/leases/{grant.lease}/release", {"generation": 1, "reason": "done"})
     agent.expect(link.Release)
     agent.receipt(grant, ReceiptKind.CLOSE, 5000, reason="done")
@@ -33,7 +38,7 @@ def test_a_run_is_proven_from_its_receipts_to_the_usage_root_and_again_from_a_fi
     receipt = RunReceipt.from_answer(run_in_epoch)
     proof = receipt.proof()
     (counted,) = proof.epochs
-    assert (counted.gpu_ms, proof.open_tasks) == (5000, 0)
+    assert (counted.gpu_ms, [line.task for line in proof.tasks], proof.open_tasks) == (5000, [0], ())
     epoch = fabric.call("GET", f"/v1/ledger/epochs/{counted.epoch}")
     assert epoch["usage_root"] == "0x" + counted.usage_root.hex()
     assert epoch["burned_dc"] == str(counted.dc)
@@ -93,3 +98,9 @@ def test_the_route_proves_one_payout_to_whom_it_is_owed_and_to_nobody_else(fabri
     assert verify(bytes.fromhex(epoch["payout_root"][2:]), one, [bytes.fromhex(node[2:]) for node in found["path"]])
     fabric.call("GET", f"{at}:0x{'00' * 20}", expect=404)
     fabric.call("GET", f"/v1/ledger/epochs/{counted['epoch']}/proofs/exit:0x{'00' * 20}", expect=404)
+
+
+def test_a_task_that_no_closed_epoch_counts_is_not_called_proven(run_in_epoch):
+    proof = replace(RunReceipt.from_answer(run_in_epoch), epochs=()).proof()
+    assert proof.tasks == ()
+    assert [line.task for line in proof.open_tasks] == [0]

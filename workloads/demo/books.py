@@ -98,7 +98,7 @@ class Books:
         found = [stage.get(f"/v1/runs/{run['id']}") for run in stage.get("/v1/runs", limit=100)["runs"]]
         found.sort(key=lambda run: run["created_at_ms"])
         tasks = tuple(row for run in found for row in _tasks(run))
-        proofs = [fabric.attach(run["id"]).receipt().proof() for run in found]
+        proofs = {run["id"]: fabric.attach(run["id"]).receipt().proof() for run in found}
         gpus = tuple(_gpu(stage, gpu) for gpu in stage.get("/v1/ledger/gpus")["gpus"])
         holders = dict.fromkeys(holder for row in gpus for holder in row.holders)
         owners = {holder: stage.get(f"/v1/ledger/holders/{holder}") for holder in holders}
@@ -116,8 +116,8 @@ class Books:
             allocated_dc=sum(int(owner["dc"]) for owner in owners.values()),
             burned_dc=sum(int(epoch["burned_dc"]) for epoch in epochs),
             settled=settled,
-            proven_tasks=sum(proof.tasks for proof in proofs),
-            unproven_tasks=sum(proof.open_tasks for proof in proofs),
+            proven_tasks=sum(line.run == run for run, proof in proofs.items() for line in proof.tasks),
+            unproven_tasks=sum(line.run == run for run, proof in proofs.items() for line in proof.open_tasks),
         )
 
 
