@@ -93,8 +93,12 @@ def _silent_clients(plane: Plane, session: Session) -> None:
 
 
 def _only_detached(session: Session, name: str) -> bool:
-    """Nobody waits for a detached run; its session may stay silent while it runs."""
+    """Nobody waits for a detached run; its session may stay silent while it runs, if it holds no lease besides."""
     runs = list(session.scalars(select(RunRow).where(col(RunRow.session) == name)))
+    kept = select(LeaseRow.id).join(RunRow, col(RunRow.id) == col(LeaseRow.run))  # type: ignore[call-overload]
+    kept = kept.where(col(LeaseRow.session) == name, col(LeaseRow.state).in_(_ACTIVE), ~col(RunRow.detached))
+    if session.scalar(kept.limit(1)) is not None:
+        return False
     return any(run.detached and not is_terminal(RUN_EDGES, RunState(run.state)) for run in runs) and all(
         run.detached or is_terminal(RUN_EDGES, RunState(run.state)) for run in runs
     )

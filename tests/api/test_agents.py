@@ -1,5 +1,7 @@
 """Agents' connections: who may connect, what is sent again after a reconnect, what silence does."""
 
+import hashlib
+
 import pytest
 from scripted import KEY, OTHER_KEY, Agent, gpu, nodes
 from sqlmodel import select
@@ -211,6 +213,23 @@ def test_a_customer_silent_for_three_minutes_is_released(fabric, agent):
     assert agent.expect(link.Release).reason == "client_lost"
     agent.receipt(grant, CLOSE, 0)
     assert fabric.run(run)["reason"] == "client_lost"
+
+
+def test_a_silent_customers_lingering_lease_is_released_though_a_detached_run_goes_on(fabric, agent):
+    run = fabric.submit(gpu=["H100"])["id"]
+    grant = agent.expect(link.Grant)
+    agent.open(grant)
+    fabric.call("POST", f"/v1/runs/{run}/finish", {"state": "SUCCEEDED"})
+    digest = hashlib.sha256(b"work").hexdigest()
+    headers = {"Authorization": "Bearer key-alice"}
+    assert fabric.client.put(f"/v1/blobs/{digest}", content=b"work", headers=headers).status_code == 200
+    detached = fabric.submit(kind="submit", gpu=["L4"], work={"code": digest, "args": digest})["id"]
+    agent.open(agent.expect(link.Grant))
+    for _ in range(4):
+        agent.beat(50_000)
+    released = agent.expect(link.Release)
+    assert (released.lease, released.reason) == (grant.lease, "client_lost")
+    assert fabric.run(detached)["state"] == "RUNNING"
 
 
 def test_a_restart_of_the_control_plane_loses_nothing_it_acknowledged(start):
