@@ -110,7 +110,7 @@ class AgentEvents:
     def _heartbeat(self, session: Session, message: link.Heartbeat) -> None:
         """Leases on a node that was lost end; what the agent can still close, it closes."""
         self._lost = sorted(message.lost_nodes)
-        newly = inventory.write_lost(session, self._cluster, message.lost_nodes)
+        newly = inventory.write_lost(session, self._plane.now_ms(), self._cluster, message.lost_nodes)
         active = [state.value for state in ACTIVE_LEASE_STATES]
         leases = select(LeaseRow).where(
             col(LeaseRow.cluster) == self._cluster, col(LeaseRow.node).in_(newly), col(LeaseRow.state).in_(active)

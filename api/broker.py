@@ -7,14 +7,14 @@ means `api.lifecycle`'s, what is written `api.granting`'s and `api.transitions`'
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
 from api import fleet as fleets
 from api import transitions
 from api.database import say
-from api.decisions import explain, refused
+from api.decisions import explain, nearest_of, refused
 from api.distances import caller_rtts_ms, wants_near, write_rtts
 from api.errors import Conflict, NotFound
 from api.granting import default_budget_dc, grant, join
@@ -25,9 +25,11 @@ from api.signals import cluster_topic, run_topic
 from api.tables import ClusterRow, LeaseRow, LeaseRunRow, RunRow, SessionRow
 from fabric.placement.answer import Placement, Refusal, Verdict
 from fabric.placement.fleet import Fleet
-from fabric.placement.place import as_held, offers, place
+from fabric.placement.place import as_held, keep_clear, offers, place
+from fabric.placement.queue import AGEING_MS, OVERDUE_MS, Waiting, next_up, overdue
 from fabric.wire import link
 from fabric.wire.errors import BudgetExhausted, InsufficientFunds, InvalidRequest, PriceExceeded
+from fabric.wire.ids import new_id
 from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal, step
 from fabric.wire.reasons import Reason
 from fabric.wire.receipts import RunLine
@@ -37,15 +39,19 @@ MAX_UNOPENED = 4
 """Leases of one customer that may wait for their OPEN at the same time: so long nobody pays for them."""
 
 _QUEUE_BATCH = 200
+_ROOM_FOR = 8
+"""So many runs that wait too long have room kept for them at the same time."""
+_WAITS = "it waits: room is kept for runs that have waited longer, or too many leases of the account are not open yet"
 _USABLE = (LeaseState.GRANTED.value, LeaseState.OPEN.value)
 
 
 class Broker:
-    """The broker inside one transaction."""
+    """The broker inside one transaction; `writes` is False for one that only reads, which may but plan."""
 
-    def __init__(self, plane: Plane, session: Session) -> None:
+    def __init__(self, plane: Plane, session: Session, *, writes: bool = True) -> None:
         self._plane = plane
         self._session = session
+        self._writes = writes
 
     def submit(self, customer: str, request: RunRequest) -> RunRow:
         """Take a run: place it now, or queue what fits but is taken.
@@ -140,10 +146,12 @@ class Broker:
         request = RunRequest.model_validate(run.request)
         state = RunState(run.state)
         if state is RunState.QUEUED:
-            self._try_queued(run, fleets.load(self._session, self._plane.now_ms()))
+            self._try_queued(run, self._fleet(), self._kept_clear(self._fleet(), run))
         elif state in (RunState.STARTING, RunState.RUNNING):
             try:
-                self._grant_up_to(run, request, count, list(exclude), None)
+                fleet = self._fleet()
+                clear = self._kept_clear(fleet, run).union(exclude)
+                self._grant_up_to(run, request, count, run.excluded_nodes, fleet, clear)
             except (InsufficientFunds, BudgetExhausted) as error:
                 run.explain = {**run.explain, "text": error.message}
                 self._session.add(run)
@@ -228,9 +236,10 @@ class Broker:
                 self._end_lease(lease, reason)
 
     def place_queued(self) -> int:
-        """Try the runs that wait: each customer's oldest, then each one's next; returns how many were placed."""
+        """Try the runs that wait: each customer's most urgent, then each one's next; returns how many were placed."""
         now = self._plane.now_ms()
-        age = (col(RunRow.created_ms), col(RunRow.id))
+        since = case((col(RunRow.tier) == "spot", col(RunRow.created_ms)), else_=col(RunRow.created_ms) - AGEING_MS)
+        age = (since, col(RunRow.created_ms), col(RunRow.id))
         turns = (
             select(
                 col(RunRow.id), func.row_number().over(partition_by=col(RunRow.customer), order_by=age).label("turn")
@@ -238,10 +247,23 @@ class Broker:
             .where(col(RunRow.state) == RunState.QUEUED.value, col(RunRow.retry_at_ms) <= now)
             .subquery()
         )
-        waiting = select(RunRow).join(turns, turns.c.id == col(RunRow.id)).order_by(turns.c.turn, *age)
-        runs = list(self._session.scalars(waiting.limit(_QUEUE_BATCH)))
-        fleet = fleets.load(self._session, now) if runs else None
-        return sum(self._try_queued(run, fleet) for run in runs) if fleet else 0
+        waiting = select(RunRow, turns.c.turn).join(turns, turns.c.id == col(RunRow.id)).order_by(turns.c.turn, *age)
+        found = {run.id: (run, turn) for run, turn in self._session.execute(waiting.limit(_QUEUE_BATCH))}
+        ranked = next_up((_waiting(run) for run, _ in found.values()), now)
+        ranked.sort(key=lambda one: found[one.name][1])
+        return self._place_waiting([found[one.name][0] for one in ranked], now) if ranked else 0
+
+    def _place_waiting(self, runs: Sequence[RunRow], now_ms: int) -> int:
+        """Try these, of each turn the most urgent first; behind who waits too long, room is kept for it."""
+        fleet = self._fleet()
+        late = {one.name for one in overdue((_waiting(run) for run in runs), now_ms)}
+        clear, placed = frozenset[str](), 0
+        for run in runs:
+            if self._try_queued(run, fleet, clear):
+                placed += 1
+            elif run.id in late and RunState(run.state) is RunState.QUEUED:
+                clear |= self._room_for(fleet, run)
+        return placed
 
     def expire_queued(self) -> int:
         """End runs whose `queue_timeout` is over, or wait again where `retry` covers `no_capacity`."""
@@ -337,7 +359,10 @@ class Broker:
                 raise refused(decided, request.max_price_dc, self._dearer(fleet, request))
             return
         try:
-            self._grant_up_to(run, request, request.leases, run.excluded_nodes, fleet)
+            clear = self._kept_clear(fleet, run)
+            if not self._grant_up_to(run, request, request.leases, run.excluded_nodes, fleet, clear):
+                run.explain = {**explain(decided), "chosen": None, "text": _WAITS}
+                self._session.add(run)
         except (InsufficientFunds, BudgetExhausted):
             if raise_on_funds:
                 raise
@@ -348,17 +373,36 @@ class Broker:
     def _decide(self, request: RunRequest, exclude: Sequence[str]) -> tuple[Fleet, Placement | Refusal]:
         """Placement in the fleet as it is; "never" only when an absent agent would not help either."""
         now = self._plane.now_ms()
-        fleet = fleets.load(self._session, now)
+        fleet = self._fleet()
         decided = self._place(fleet, request, exclude)
         if isinstance(decided, Refusal) and decided.kind is not Verdict.TAKEN:
-            known = fleets.load(self._session, now, known=True)
+            known = self._plane.fleets.at(self._session, now, writes=self._writes, known=True)
             with_absent = self._place(known, request, exclude)
             if isinstance(with_absent, Placement):
                 return known, Refusal(Verdict.TAKEN, decided.considered, decided.reasons, decided.nearest)
             return known, with_absent
         return fleet, decided
 
-    def _place(self, fleet: Fleet, request: RunRequest, exclude: Sequence[str]) -> Placement | Refusal:
+    def _fleet(self) -> Fleet:
+        return self._plane.fleets.at(self._session, self._plane.now_ms(), writes=self._writes)
+
+    def _place(
+        self, fleet: Fleet, request: RunRequest, failed: Sequence[str], clear: frozenset[str] = frozenset()
+    ) -> Placement | Refusal:
+        """Somewhere else than where attempts failed, if there is; never where the last two did, nor what is kept clear.
+
+        Args:
+            fleet: where.
+            request: what.
+            failed: nodes of failed attempts in their order.
+            clear: nodes where room collects for others.
+        """
+        decided = self._place_without(fleet, request, clear.union(failed))
+        if isinstance(decided, Placement) or not failed:
+            return decided
+        return self._place_without(fleet, request, clear.union(failed[-1:] if failed[-2:-1] == failed[-1:] else ()))
+
+    def _place_without(self, fleet: Fleet, request: RunRequest, exclude: frozenset[str]) -> Placement | Refusal:
         allowed = self._plane.settings.allow_simulated
         rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
         wanted = fleets.request_of(request, fleet, exclude=exclude, allow_simulated=allowed, rtt_ms=rtts)
@@ -367,9 +411,34 @@ class Broker:
             return Refusal(Verdict.TAKEN, decided.explain.considered, decided.explain.rejected, ())
         return decided
 
+    def _kept_clear(self, fleet: Fleet, run: RunRow) -> frozenset[str]:
+        """Nodes where room collects for runs that have waited too long, which this one may not pass by."""
+        now = self._plane.now_ms()
+        late = (
+            select(RunRow)
+            .where(
+                col(RunRow.state) == RunState.QUEUED.value,
+                col(RunRow.created_ms) <= min(now - OVERDUE_MS, run.created_ms),
+                col(RunRow.retry_at_ms) <= now,
+                col(RunRow.id) != run.id,
+            )
+            .order_by(col(RunRow.created_ms), col(RunRow.id))
+            .limit(_ROOM_FOR)
+        )
+        rooms = [self._room_for(fleet, other) for other in self._session.scalars(late)]
+        return frozenset[str]().union(*rooms)
+
+    def _room_for(self, fleet: Fleet, run: RunRow) -> frozenset[str]:
+        request = RunRequest.model_validate(run.request)
+        allowed = self._plane.settings.allow_simulated
+        rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
+        failed = run.excluded_nodes
+        wanted = fleets.request_of(request, fleet, exclude=failed, allow_simulated=allowed, rtt_ms=rtts)
+        return keep_clear(fleet, wanted)
+
     def _offers(self, request: RunRequest) -> list[Any]:
         """What would fit now."""
-        return self._dearer(fleets.load(self._session, self._plane.now_ms()), request)
+        return self._dearer(self._fleet(), request)
 
     def _dearer(self, fleet: Fleet, request: RunRequest) -> list[Any]:
         """What would fit at any price, for a refusal."""
@@ -379,14 +448,19 @@ class Broker:
         return offers(fleet, fleets.request_of(free, fleet, exclude=[], allow_simulated=allowed, rtt_ms=rtts))
 
     def _grant_up_to(
-        self, run: RunRow, request: RunRequest, count: int, exclude: Sequence[str], fleet: Fleet | None
+        self,
+        run: RunRow,
+        request: RunRequest,
+        count: int,
+        failed: Sequence[str],
+        fleet: Fleet,
+        clear: frozenset[str],
     ) -> int:
         """Grant leases while they fit; a shortage of money counts only when the run got none."""
-        fleet = fleet or fleets.load(self._session, self._plane.now_ms())
         granted = 0
         room = MAX_UNOPENED - transitions.count_unopened(self._session, run.customer)
         while granted < min(count, room):
-            placement = self._place(fleet, request, exclude)
+            placement = self._place(fleet, request, failed, clear)
             if isinstance(placement, Refusal):
                 break
             try:
@@ -398,7 +472,8 @@ class Broker:
                 if not granted:
                     raise
                 break
-            fleet.take(as_held(placement, f"{run.id}/{granted}", safe_ms=self._plane.now_ms()))
+            held = as_held(placement, f"{run.id}/{new_id('held')}", safe_ms=self._plane.now_ms())
+            self._plane.fleets.take(fleet, held)
             granted += 1
         return granted
 
@@ -420,10 +495,10 @@ class Broker:
         self._session.flush()
         say(self._session, run_topic(run.id))
 
-    def _try_queued(self, run: RunRow, fleet: Fleet) -> bool:
+    def _try_queued(self, run: RunRow, fleet: Fleet, clear: frozenset[str]) -> bool:
         request = RunRequest.model_validate(run.request)
         try:
-            granted = self._grant_up_to(run, request, request.leases, run.excluded_nodes, fleet)
+            granted = self._grant_up_to(run, request, request.leases, run.excluded_nodes, fleet, clear)
         except (InsufficientFunds, BudgetExhausted) as error:
             short = isinstance(error, BudgetExhausted)
             reason = Reason.BUDGET_EXHAUSTED if short else Reason.INSUFFICIENT_FUNDS
@@ -441,7 +516,10 @@ class Broker:
             run.queued_until_ms = run.retry_at_ms + request.queue_timeout_ms
             self._session.add(run)
             return False
+        _, refusal = self._decide(request, run.excluded_nodes)
+        run.explain = explain(refusal) if isinstance(refusal, Refusal) else run.explain
         text = f"nothing that fits became free within {request.queue_timeout_ms / 1000:g} s"
+        text += "".join(f"; nearest: {near}" for near in nearest_of(refusal))
         decided = run_failed(RunState(run.state), Reason.NO_CAPACITY, text)
         return transitions.run_step(self._plane, self._session, run, decided)
 
@@ -471,6 +549,11 @@ def _check(request: RunRequest) -> None:
         raise InvalidRequest(f"`leases` is {request.leases}; only a map uses several, a gang is `nodes`")
     if request.network != "none":
         raise InvalidRequest(f"network is {request.network!r}; no pool offers another than 'none' yet")
+
+
+def _waiting(run: RunRow) -> Waiting:
+    """What a run is in the queue: who pays for not being evicted goes before spot, ageing aside."""
+    return Waiting(run.id, run.created_ms, 0 if run.tier == "spot" else 1)
 
 
 def _stored(request: RunRequest) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sqlmodel import Session
 from ledger.database import open_engine
 
 _TOPICS = "fabric.topics"
+_AT_END = "fabric.at_end"
 
 
 class DatabaseUnusable(Exception):
@@ -39,8 +40,9 @@ class Database:
         """One write transaction: committed at the end of the block, rolled back when it raises."""
         with self._lock or nullcontext(), Session(self.writer, expire_on_commit=False) as session:
             session.connection()
-            yield session
-            session.commit()
+            with _ending(session):
+                yield session
+                session.commit()
             topics = session.info.pop(_TOPICS, ())
         if topics:
             self._notify(*dict.fromkeys(topics))
@@ -48,7 +50,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """One read transaction; what is written in it is lost."""
-        with Session(self.reader, expire_on_commit=False) as session:
+        with Session(self.reader, expire_on_commit=False) as session, _ending(session):
             yield session
 
     def check(self) -> None:
@@ -78,6 +80,20 @@ class Database:
 def say(session: Session, *topics: str) -> None:
     """Notify these topics once this transaction has committed."""
     session.info.setdefault(_TOPICS, []).extend(topics)
+
+
+def at_end(session: Session, act: Callable[[], object]) -> None:
+    """Do this when the transaction is over, however it ends."""
+    session.info.setdefault(_AT_END, []).append(act)
+
+
+@contextmanager
+def _ending(session: Session) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for act in session.info.pop(_AT_END, ()):
+            act()
 
 
 def _read_engine(url: str) -> Engine:

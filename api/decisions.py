@@ -47,6 +47,11 @@ def refused(decided: Refusal, max_price_dc: int | None, offers: list[Offer]) -> 
     )
 
 
+def nearest_of(decided: Placement | Refusal) -> list[str]:
+    """The changes that would do, as sentences."""
+    return [near.text for near in decided.nearest] if isinstance(decided, Refusal) else []
+
+
 def _counts(reasons: tuple[tuple[Reason, int], ...]) -> dict[str, int]:
     return {reason.value: count for reason, count in reasons}
 

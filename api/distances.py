@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from sqlalchemy import delete, select
 from sqlmodel import Session, col
 
-from api.distance_tables import LocationRow, RttRow
 from api.errors import did_you_mean
+from api.placement_tables import LocationRow, RttRow
 from api.schemas import RunRequest
 from api.tables import ClusterRow, NodeRow
 from fabric.placement.coordinates import NEIGHBOURS, PROBES, Estimate, RttMap, worth_probing

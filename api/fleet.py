@@ -4,15 +4,16 @@ Reads rows; decides nothing.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select, tuple_
 from sqlmodel import Session, col
 
 from api.lifecycle import NEAR_SILENT_MS
 from api.schemas import RunRequest
-from api.tables import ClusterRow, GpuRow, LeaseGpuRow, LeaseRow, NodeRow, OperatorRow, PriceRow
+from api.tables import ClusterRow, GpuRow, LeaseGpuRow, LeaseRow, NodeRow, OperatorRow, PriceRow, RunRow
 from fabric.placement.fleet import Fleet, FleetError
 from fabric.placement.grammar import parse_gpu
 from fabric.placement.inventory import Assignment, Gpu, GpuShare, Held, Node
@@ -20,6 +21,19 @@ from fabric.placement.request import Request
 from fabric.wire.machines import ACTIVE_LEASE_STATES
 
 _SEPARATOR = "/"
+_PORTION = 400
+_RUN_COLUMNS = (col(RunRow.budget_dc), col(RunRow.detached), col(RunRow.request))
+_GPU_COLUMNS = (
+    col(GpuRow.uuid),
+    col(GpuRow.cluster),
+    col(GpuRow.node),
+    col(GpuRow.vendor),
+    col(GpuRow.model),
+    col(GpuRow.memory_bytes),
+    col(GpuRow.simulated),
+    col(GpuRow.healthy),
+    col(GpuRow.share_sizes_milli),
+)
 
 
 def node_key(cluster: str, node: str) -> str:
@@ -38,20 +52,57 @@ def cluster_id(operator: str, cluster: str) -> str:
     return f"{operator}{_SEPARATOR}{cluster}"
 
 
+@dataclass(frozen=True, slots=True)
+class Suppliers:
+    """Who can be leased from: clusters by id with their operator, and operators' reputations."""
+
+    clusters: dict[str, str]
+    reputations: dict[str, int]
+
+    def changed(self, before: "Suppliers") -> set[str]:
+        """Clusters that came or went, and those of operators whose reputation is another."""
+        moved = {name for name, value in self.reputations.items() if before.reputations.get(name) != value}
+        differ = set(self.clusters.items()) ^ set(before.clusters.items())
+        return {cluster for cluster, _ in differ} | {
+            one for one, operator in self.clusters.items() if operator in moved
+        }
+
+
+def suppliers(session: Session, now_ms: int, *, known: bool = False) -> Suppliers:
+    """Whose agents are heard now; with `known` every known one's."""
+    clusters = {row.id: row.operator for row in session.scalars(select(ClusterRow)) if known or _is_live(row, now_ms)}
+    return Suppliers(clusters, {row.id: row.reputation for row in session.scalars(select(OperatorRow))})
+
+
 def load(session: Session, now_ms: int, *, known: bool = False) -> Fleet:
     """Everything that can be leased now; with `known` also what would be if every known agent were connected."""
-    clusters = {row.id: row for row in session.scalars(select(ClusterRow)) if known or _is_live(row, now_ms)}
-    operators = {row.id: row for row in session.scalars(select(OperatorRow))}
-    prices = _prices(session)
-    gpus = _gpus(session)
     fleet = Fleet()
-    for row in session.scalars(select(NodeRow).order_by(col(NodeRow.cluster), col(NodeRow.name))):
-        if row.cluster in clusters and row.present and not row.lost:
-            offered = [_gpu(gpu, prices.get((row.cluster, gpu.model), {})) for gpu in gpus[row.cluster, row.name]]
-            fleet.upsert_node(_node(row, operators[clusters[row.cluster].operator], offered))
-    for held in _held(session, fleet):
-        _take(fleet, held)
+    reload(session, fleet, suppliers(session, now_ms, known=known), None)
     return fleet
+
+
+def reload(session: Session, fleet: Fleet, supply: Suppliers, keys: Collection[tuple[str, str]] | None) -> None:
+    """Bring these nodes, (cluster, node) each, to what the rows say, with the leases on them; None for all.
+
+    Raises:
+        FleetError: a GPU has moved between nodes of which only one is named; load everything then.
+    """
+    names = None if keys is None else [node_key(*key) for key in sorted(keys) if node_key(*key) in fleet.nodes]
+    for name in names or ():
+        for held in fleet.leases_on(name):
+            fleet.release(held.lease)
+    prices, gpus, there = _prices(session, keys), _gpus(session, keys), set[str]()
+    for row in _nodes(session, keys):
+        if row.cluster in supply.clusters and row.present and not row.lost:
+            operator = supply.clusters[row.cluster]
+            offered = [_gpu(gpu, prices.get((row.cluster, gpu.model), {})) for gpu in gpus[row.cluster, row.name]]
+            fleet.upsert_node(_node(row, operator, supply.reputations[operator], offered))
+            there.add(node_key(row.cluster, row.name))
+    for name in names or ():
+        if name not in there:
+            fleet.remove_node(name)
+    for held in _held(session, keys, there):
+        _take(fleet, held)
 
 
 def request_of(
@@ -73,6 +124,7 @@ def request_of(
     wanted: Any = set(run.gpu) if run.gpu_any else list(run.gpu)
     options: dict[str, Any] = {"gpu": parse_gpu(wanted)} if run.gpu else {}
     excluded = set(exclude)
+    avoided = [key for key in fleet.nodes if key in excluded or split_node(key)[1] in excluded] if excluded else []
     return Request(
         **options,
         nodes=run.nodes,
@@ -89,7 +141,7 @@ def request_of(
         min_reputation=run.min_reputation,
         objective=run.objective,
         python=run.python,
-        exclude_nodes=frozenset(key for key in fleet.nodes if key in excluded or split_node(key)[1] in excluded),
+        exclude_nodes=frozenset(avoided),
         allow_simulated=allow_simulated,
     )
 
@@ -98,21 +150,45 @@ def _is_live(row: ClusterRow, now_ms: int) -> bool:
     return row.connected and now_ms - row.last_heard_ms < NEAR_SILENT_MS
 
 
-def _prices(session: Session) -> dict[tuple[str, str], dict[Any, int]]:
+def _parts(keys: Collection[tuple[str, str]] | None) -> list[list[tuple[str, str]] | None]:
+    """Keys in portions that one statement takes."""
+    if keys is None:
+        return [None]
+    ordered = sorted(keys)
+    return [ordered[at : at + _PORTION] for at in range(0, len(ordered), _PORTION)]
+
+
+def _nodes(session: Session, keys: Collection[tuple[str, str]] | None) -> Iterator[NodeRow]:
+    for part in _parts(keys):
+        query = select(NodeRow).order_by(col(NodeRow.cluster), col(NodeRow.name))
+        if part is not None:
+            query = query.where(tuple_(col(NodeRow.cluster), col(NodeRow.name)).in_(part))
+        yield from session.scalars(query)
+
+
+def _prices(session: Session, keys: Collection[tuple[str, str]] | None) -> dict[tuple[str, str], dict[Any, int]]:
     prices: defaultdict[tuple[str, str], dict[Any, int]] = defaultdict(dict)
-    for row in session.scalars(select(PriceRow)):
+    query = select(PriceRow)
+    if keys is not None:
+        query = query.where(col(PriceRow.cluster).in_({cluster for cluster, _ in keys}))
+    for row in session.scalars(query):
         prices[row.cluster, row.model][row.tier] = row.price_dc_per_gpu_hour
     return prices
 
 
-def _gpus(session: Session) -> defaultdict[tuple[str, str], list[GpuRow]]:
-    gpus: defaultdict[tuple[str, str], list[GpuRow]] = defaultdict(list)
-    for row in session.scalars(select(GpuRow).where(col(GpuRow.present)).order_by(col(GpuRow.uuid))):
-        gpus[row.cluster, row.node].append(row)
+def _gpus(session: Session, keys: Collection[tuple[str, str]] | None) -> defaultdict[tuple[str, str], list[Row[Any]]]:
+    """As plain rows: there may be a hundred thousand."""
+    gpus: defaultdict[tuple[str, str], list[Row[Any]]] = defaultdict(list)
+    for part in _parts(keys):
+        query = select(*_GPU_COLUMNS).where(col(GpuRow.present)).order_by(col(GpuRow.uuid))
+        if part is not None:
+            query = query.where(tuple_(col(GpuRow.cluster), col(GpuRow.node)).in_(part))
+        for row in session.execute(query):
+            gpus[row.cluster, row.node].append(row)
     return gpus
 
 
-def _gpu(row: GpuRow, prices: dict[Any, int]) -> Gpu:
+def _gpu(row: Row[Any], prices: dict[Any, int]) -> Gpu:
     return Gpu(
         uuid=row.uuid,
         model=row.model,
@@ -125,37 +201,60 @@ def _gpu(row: GpuRow, prices: dict[Any, int]) -> Gpu:
     )
 
 
-def _node(row: NodeRow, operator: OperatorRow, gpus: list[Gpu]) -> Node:
+def _node(row: NodeRow, operator: str, reputation: int, gpus: list[Gpu]) -> Node:
     return Node(
         name=node_key(row.cluster, row.name),
-        operator=operator.id,
+        operator=operator,
         cluster=row.cluster,
         gpus=tuple(gpus),
         cpu_milli=row.cpu_milli,
         memory_bytes=row.memory_bytes,
         disk_bytes=row.disk_bytes,
         region=row.region,
-        reputation=operator.reputation,
+        reputation=reputation,
         pythons=frozenset({row.python}),
     )
 
 
-def _held(session: Session, fleet: Fleet) -> list[Held]:
-    """Active leases on nodes of the fleet."""
+def _held(session: Session, keys: Collection[tuple[str, str]] | None, there: set[str]) -> list[Held]:
+    """Active leases on nodes that are there."""
     shares: defaultdict[str, list[GpuShare]] = defaultdict(list)
-    for row in session.scalars(select(LeaseGpuRow).where(col(LeaseGpuRow.active))):
-        shares[row.lease].append(GpuShare(row.gpu, row.share_milli))
-    active = select(LeaseRow).where(col(LeaseRow.state).in_([state.value for state in ACTIVE_LEASE_STATES]))
+    leases: list[LeaseRow] = []
+    terms: dict[str, tuple[int | None, int]] = {}
+    for part in _parts(keys):
+        active = select(LeaseRow, *_RUN_COLUMNS).join(RunRow, col(RunRow.id) == col(LeaseRow.run))
+        active = active.where(col(LeaseRow.state).in_([state.value for state in ACTIVE_LEASE_STATES]))
+        if part is not None:
+            active = active.where(tuple_(col(LeaseRow.cluster), col(LeaseRow.node)).in_(part))
+        for lease, budget_dc, detached, request in session.execute(active):
+            leases.append(lease)
+            terms[lease.id] = (budget_dc, request.get("timeout_ms", 0) if detached else 0)
+        taken = select(LeaseGpuRow).where(col(LeaseGpuRow.active))
+        if part is not None:
+            taken = taken.where(col(LeaseGpuRow.lease).in_([lease.id for lease in leases]))
+        for row in session.scalars(taken) if leases else ():
+            shares[row.lease].append(GpuShare(row.gpu, row.share_milli))
     return [
         Held(
             lease.id,
             lease.tier,  # type: ignore[arg-type]
             (Assignment(key, tuple(shares[lease.id]), lease.cpu_milli, lease.memory_bytes, lease.disk_bytes),),
             lease.granted_ms,
+            _until_ms(lease, sum(share.milli for share in shares[lease.id]), *terms[lease.id]),
         )
-        for lease in session.scalars(active)
-        if (key := node_key(lease.cluster, lease.node)) in fleet.nodes
+        for lease in leases
+        if (key := node_key(lease.cluster, lease.node)) in there
     ]
+
+
+def _until_ms(lease: LeaseRow, milli: int, budget_dc: int | None, timeout_ms: int) -> int | None:
+    """When the lease is over at the latest, by its run's budget or time limit; None when neither says."""
+    ends: list[int] = []
+    if budget_dc is not None:
+        ends.append(lease.granted_ms + budget_dc * 3_600_000_000 // max(1, lease.price_dc_per_gpu_hour * milli))
+    if timeout_ms:
+        ends.append(lease.granted_ms + lease.startup_timeout_ms + timeout_ms)
+    return min(ends, default=None)
 
 
 def _take(fleet: Fleet, held: Held) -> None:
@@ -166,4 +265,5 @@ def _take(fleet: Fleet, held: Held) -> None:
         for part in held.assignments:
             rows = fleet.rows_of(part.node)
             left = tuple(share for share in part.gpus if (seat := fleet.seat(share.uuid)) and seat[0] in rows)
-            fleet.take(Held(held.lease, held.tier, (Assignment(part.node, left, 0, 0, 0),), held.safe_ms))
+            if rows:
+                fleet.take(Held(held.lease, held.tier, (Assignment(part.node, left, 0, 0, 0),), held.safe_ms))

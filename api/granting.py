@@ -8,6 +8,7 @@ from sqlmodel import Session
 from api import nonces
 from api.database import say
 from api.fleet import split_node
+from api.fleets import note_change
 from api.plane import Plane
 from api.signals import cluster_topic, run_topic
 from api.tables import GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, NodeRow, RunRow
@@ -80,6 +81,7 @@ def _grant_one(
     _take_gpus(session, lease, part)
     _hold(plane, session, run, lease, part)
     join(session, lease.id, run.id, now)
+    note_change(session, now, cluster, [node])
     plane.metrics.leases.inc()
     say(session, cluster_topic(cluster), run_topic(run.id))
     return lease

@@ -8,6 +8,7 @@ from sqlmodel import Session, col
 
 from api.database import say
 from api.distances import coordinates_of
+from api.fleets import note_change
 from api.plane import Plane
 from api.signals import CAPACITY
 from api.tables import ClusterRow, GpuRow, NodeRow, PriceRow
@@ -86,17 +87,19 @@ def write_nodes(plane: Plane, session: Session, cluster: ClusterRow, nodes: list
         session.add(gone)
     session.flush()
     refused = _write_gpus(plane, session, cluster, nodes)
+    note_change(session, plane.now_ms(), cluster.id)
     say(session, CAPACITY)
     return refused
 
 
-def write_lost(session: Session, cluster: str, lost: list[str]) -> list[str]:
+def write_lost(session: Session, now_ms: int, cluster: str, lost: list[str]) -> list[str]:
     """Nodes whose node actor is gone, all others are back; returns those that are newly lost."""
     newly: list[str] = []
     for row in session.scalars(select(NodeRow).where(col(NodeRow.cluster) == cluster)):
         if row.lost != (row.name in lost):
             row.lost = row.name in lost
             session.add(row)
+            note_change(session, now_ms, cluster, [row.name])
             say(session, CAPACITY)
             newly += [row.name] if row.lost else []
     session.flush()

@@ -41,6 +41,18 @@ NOT_BILLED_BACK = frozenset({Reason.OPERATOR_LOST, Reason.GPU_UNHEALTHY})
 """Ends whose time since the last finished task is the operator's loss."""
 
 
+BAD_NODE = frozenset(
+    {
+        Reason.OPERATOR_LOST,
+        Reason.GPU_UNHEALTHY,
+        Reason.INTERNAL_ERROR,
+        Reason.STARTUP_TIMEOUT,
+        Reason.VERIFICATION_FAILED,
+    }
+)
+"""Ends of leases after which a run is tried on another node first, and after two in a row not on that one."""
+
+
 class LeaseEvent(StrEnum):
     OPENED = "opened"
     RELEASE = "release"

@@ -13,6 +13,7 @@ from api import keys
 from api.blobs import Blobs
 from api.database import Database, DatabaseUnusable
 from api.distances import Distances
+from api.fleets import Fleets
 from api.logs import Logs
 from api.metrics import Metrics
 from api.schema import migrate
@@ -53,6 +54,7 @@ class Plane:
     life: str
     version: str
     distances: Distances
+    fleets: Fleets
 
     def ledger(self, session: Session) -> Ledger:
         """The ledger inside one transaction."""
@@ -103,6 +105,7 @@ def build(settings: Settings, clock: Clock, chain_settings: ChainSettings | None
         life=life,
         version=_version(),
         distances=Distances(),
+        fleets=Fleets(),
     )
 
 

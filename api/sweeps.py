@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sqlalchemy import delete, select, update
 from sqlmodel import Session, col
 
-from api import distances, nonces, transitions
+from api import distances, fleets, nonces, transitions
 from api.broker import Broker
 from api.lifecycle import CLIENT_SILENT_MS, CLOSE_WITHIN_MS, LOST_AFTER_MS, NEAR_SILENT_MS, OPEN_WITHIN_MS, LeaseEvent
 from api.plane import Plane
@@ -107,6 +107,7 @@ def _only_detached(session: Session, name: str) -> bool:
 def _forget(plane: Plane, session: Session) -> None:
     nonces.forget_old(session, plane.now_ms())
     distances.forget_old(session, plane.now_ms())
+    fleets.forget_old(session, plane.now_ms())
     old = plane.now_ms() - _KEYS_KEPT_MS
     session.execute(delete(IdempotencyRow).where(col(IdempotencyRow.created_ms) < old))
 

@@ -9,7 +9,10 @@ from sqlmodel import Session, col
 
 from api import nonces
 from api.database import say
+from api.fleet import node_key
+from api.fleets import note_change
 from api.lifecycle import (
+    BAD_NODE,
     NOT_BILLED_BACK,
     Act,
     LeaseEvent,
@@ -42,6 +45,9 @@ from ledger.leaves import gpu_id_hex
 
 _log = structlog.get_logger(__name__)
 _ACTIVE = [state.value for state in ACTIVE_LEASE_STATES]
+_USABLE = (LeaseState.GRANTED.value, LeaseState.OPEN.value)
+_FAILURES = 32
+"""So many failed attempts of a run are remembered."""
 
 
 def lease_event(plane: Plane, session: Session, lease: LeaseRow, event: LeaseEvent, reason: str = "") -> bool:
@@ -49,8 +55,11 @@ def lease_event(plane: Plane, session: Session, lease: LeaseRow, event: LeaseEve
     decided = lease_step(LeaseState(lease.state), event)
     if decided is None:
         return False
+    ending = lease.state in _USABLE
     lease.state = decided.state.value
     lease.reason = lease.reason or reason
+    if ending and lease.reason in BAD_NODE:
+        _avoid_node(session, lease)
     if event is LeaseEvent.OPENED:
         lease.opened_ms = plane.now_ms()
         say(session, CAPACITY)
@@ -60,6 +69,13 @@ def lease_event(plane: Plane, session: Session, lease: LeaseRow, event: LeaseEve
     session.flush()
     _tell_runs(plane, session, lease)
     return True
+
+
+def _avoid_node(session: Session, lease: LeaseRow) -> None:
+    """The lease ended by its node's fault: its runs try elsewhere first."""
+    for run in _live_runs(session, lease.id):
+        run.excluded_nodes = [*run.excluded_nodes, node_key(lease.cluster, lease.node)][-_FAILURES:]
+        session.add(run)
 
 
 def run_step(plane: Plane, session: Session, run: RunRow, decided: RunStep | None) -> bool:
@@ -203,6 +219,7 @@ def _free_gpus(plane: Plane, session: Session, lease: LeaseRow) -> None:
                 update(GpuRow).where(col(GpuRow.uuid) == row.gpu).values(used_milli=GpuRow.used_milli - row.share_milli)
             )
     lease.closed_ms = plane.now_ms()
+    note_change(session, lease.closed_ms, lease.cluster, [lease.node])
     say(session, CAPACITY)
 
 

@@ -65,7 +65,7 @@ def run_view(session: Session, run: RunRow) -> schemas.Run:
         attempts=_attempts(session, run.id, {lease.id: lease for lease in leases}),
         tasks=_tasks(session, run),
         cost=cost_of(session, run, leases),
-        explain=schemas.Explain(**run.explain) if run.explain else _NOT_PLACED,
+        explain=schemas.Explain(**run.explain) if run.explain else _of_lease(session, leases),
         result=schemas.Result(blob=run.result_blob, message=run.result_message) if run.result_blob else None,
     )
 
@@ -218,4 +218,11 @@ def _tasks(session: Session, run: RunRow) -> schemas.TaskCounts:
     return schemas.TaskCounts(total=run.tasks_total, done=counts[True], failed=counts[False])
 
 
-_NOT_PLACED = schemas.Explain(considered=0, rejected={}, chosen=None, next_best=None, text="on a lease held already")
+def _of_lease(session: Session, leases: list[LeaseRow]) -> schemas.Explain:
+    """A run that found its lease held was placed by the decision for the run that opened it."""
+    for lease in leases:
+        opener = session.get(RunRow, lease.run)
+        if opener is not None and opener.explain:
+            text = f"on lease {lease.id}, which {opener.id} had opened: {opener.explain['text']}"
+            return schemas.Explain(**{**opener.explain, "text": text})
+    return schemas.Explain(considered=0, rejected={}, chosen=None, next_best=None, text="not placed yet")

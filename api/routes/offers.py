@@ -1,5 +1,6 @@
 """What could be bought now, at what price."""
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -10,7 +11,6 @@ from api import schemas
 from api.deps import PlaneDep, ReadSession
 from api.tables import OperatorRow
 from fabric.placement.answer import Offer
-from fabric.placement.fleet import Fleet
 from fabric.placement.place import offers as find_offers
 
 router = APIRouter(prefix="/v1/offers", tags=["offers"])
@@ -36,7 +36,7 @@ def offers(
     any: Annotated[bool, Query(description="the `gpu` parameters are a set")] = False,  # noqa: A002 - the protocol's name
 ) -> schemas.Offers:
     now = plane.now_ms()
-    fleet = fleets.load(session, now)
+    fleet = plane.fleets.at(session, now, writes=False)
     wanted = schemas.RunRequest(
         id="offers",
         session=caller or "offers",
@@ -54,17 +54,18 @@ def offers(
     allowed = plane.settings.allow_simulated
     request = fleets.request_of(wanted, fleet, exclude=[], allow_simulated=allowed, rtt_ms=rtts)
     names = {row.id: row.name for row in session.exec(select(OperatorRow))}
-    return schemas.Offers(offers=[_view(offer, fleet, names) for offer in find_offers(fleet, request)])
-
-
-def _view(offer: Offer, fleet: Fleet, names: dict[str, str]) -> schemas.Offer:
-    alike = [
-        gpu
+    found = find_offers(fleet, request)
+    wanted_of = {offer.cluster for offer in found}
+    totals = Counter(
+        (node.cluster, gpu.vendor, gpu.model, gpu.memory_bytes)
         for node in fleet.nodes.values()
-        if node.cluster == offer.cluster
+        if node.cluster in wanted_of
         for gpu in node.gpus
-        if (gpu.vendor, gpu.model, gpu.memory_bytes) == (offer.vendor, offer.model, offer.memory_bytes)
-    ]
+    )
+    return schemas.Offers(offers=[_view(offer, totals, names) for offer in found])
+
+
+def _view(offer: Offer, totals: Counter[tuple[str, str, str, int]], names: dict[str, str]) -> schemas.Offer:
     return schemas.Offer(
         operator=offer.operator,
         operator_name=names.get(offer.operator, offer.operator),
@@ -73,7 +74,7 @@ def _view(offer: Offer, fleet: Fleet, names: dict[str, str]) -> schemas.Offer:
         model=offer.model,
         memory_bytes=offer.memory_bytes,
         count_free=offer.available * offer.nodes * offer.gpus_per_node,
-        count_total=len(alike),
+        count_total=totals[offer.cluster, offer.vendor, offer.model, offer.memory_bytes],
         per_node=offer.gpus_per_node,
         tier=offer.tier,
         price_dc_per_gpu_hour=offer.price_dc_per_gpu_hour,

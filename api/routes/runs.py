@@ -45,7 +45,7 @@ def create(
     if request.dry_run:
         response.status_code = 200
         with plane.database.read() as session:
-            return planned_view(*Broker(plane, session).plan(caller.customer, request))
+            return planned_view(*Broker(plane, session, writes=False).plan(caller.customer, request))
     if idempotency_key is None:
         return _submit(plane, caller.customer, request, None)
     body = request.model_dump_json().encode()

@@ -6,7 +6,7 @@ import pytest
 from scripted import Agent, gpu, nodes
 from sqlmodel import select
 
-from api.distance_tables import RttRow
+from api.placement_tables import RttRow
 from fabric.wire import link
 
 PLACES = {name: (37.0 * (at % 4) + at, 29.0 * (at // 4) + 3 * at) for at, name in enumerate("abcdefghijkl")}

@@ -50,7 +50,7 @@ async def test_a_round_trip_holds_the_delay_of_both_ways(caplog):
     async with gateway() as port, delayed(port, 0.004) as near, delayed(port, 0.015) as far:
         found = await round_trips_us({"here": f"ws://127.0.0.1:{port}/v1/channel", "near": near, "far": far})
     assert found["here"] < found["near"] < found["far"]
-    assert 8_000 <= found["near"]
+    assert found["near"] >= 8_000
     assert 30_000 <= found["far"] < 60_000
 
 
