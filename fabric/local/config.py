@@ -56,8 +56,8 @@ def prepare_keys(home: Home, *, test_balance: bool = True) -> None:
         write_private(key_file, SigningKey.generate().encode(HexEncoder).decode() + "\n")
     if not home.bootstrap_file.exists():
         write_private(home.bootstrap_file, json.dumps(_bootstrap(home, test_balance=test_balance), indent=1) + "\n")
-    elif json_of(home.bootstrap_file).get("customers", [{}])[0].get("api_key_sha256") != _digest(home.read_api_key()):
-        raise damaged(home.bootstrap_file, "it does not belong to the API key beside it")
+    else:
+        _check_declared(home)
 
 
 def agent_config(
@@ -100,11 +100,29 @@ def _real_gpus() -> int:
         pynvml.nvmlShutdown()
 
 
-def _bootstrap(home: Home, *, test_balance: bool) -> dict[str, Any]:
+def _check_declared(home: Home) -> None:
+    """Raises ServiceError when customer and operator are declared with other keys than those that are there."""
+    declared = json_of(home.bootstrap_file)
+    try:
+        api_key, session_key = declared["customers"][0]["api_key_sha256"], declared["operators"][0]["session_key"]
+    except (KeyError, IndexError, TypeError):
+        raise damaged(home.bootstrap_file, "it declares no customer and operator") from None
+    if api_key != _digest(home.read_api_key()):
+        raise damaged(home.bootstrap_file, "it does not belong to the API key beside it")
+    if session_key != _session_key(home):
+        raise damaged(home.bootstrap_file, "it does not belong to the session key in agent/")
+
+
+def _session_key(home: Home) -> str:
+    """The public half of the agent's key, in hex."""
     try:
         key = SigningKey((home.agent / "session.key").read_text(encoding="ascii").strip().encode(), HexEncoder)
     except ValueError:
         raise damaged(home.agent / "session.key", "it is not a key") from None
+    return key.verify_key.encode(HexEncoder).decode()
+
+
+def _bootstrap(home: Home, *, test_balance: bool) -> dict[str, Any]:
     customer = {
         "id": CUSTOMER,
         "name": "you",
@@ -115,7 +133,7 @@ def _bootstrap(home: Home, *, test_balance: bool) -> dict[str, Any]:
     operator = {
         "id": OPERATOR,
         "name": "embedded",
-        "session_key": key.verify_key.encode(HexEncoder).decode(),
+        "session_key": _session_key(home),
         "payout": "0x" + secrets.token_hex(20),
     }
     return {"customers": [customer], "operators": [operator]}

@@ -30,6 +30,7 @@ class Part:
     started_at: float = 0.0
     restart_at: float = field(default=0.0)
     failures: int = 0
+    said_before: int = 0
 
     @property
     def pid(self) -> int | None:
@@ -37,6 +38,7 @@ class Part:
 
     def start(self) -> None:
         """From the main thread only."""
+        self.said_before = self.log.stat().st_size if self.log.exists() else 0
         self.process = spawn(self.command, self.environ, self.cwd, self.log, signal.SIGTERM)
         self.started_at = time.monotonic()
 
@@ -55,10 +57,10 @@ class Part:
                 os.kill(self.process.pid, number)
 
     def last_words(self, lines: int = 4) -> str:
-        """The end of its log, in one line."""
+        """The end of what it logged since it was started, in one line."""
         with suppress(OSError):
             with self.log.open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+                log.seek(max(self.said_before, log.seek(0, os.SEEK_END) - 8192))
                 text = log.read().decode(errors="replace").strip()
             if text:
                 return " / ".join(line.strip() for line in text.splitlines()[-lines:])

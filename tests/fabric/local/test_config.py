@@ -36,6 +36,21 @@ def test_a_key_that_does_not_belong_to_the_declaration_is_refused(home):
         prepare_keys(home)
 
 
+def test_a_session_key_that_does_not_belong_to_the_declaration_is_refused(home):
+    prepare_keys(home)
+    (home.agent / "session.key").unlink()
+    with pytest.raises(ServiceError, match=f"session key in agent/. Move the folder {home.root} away"):
+        prepare_keys(home)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"customers": []}', '{"customers": [{}], "operators": 7}', "null"])
+def test_a_declaration_of_something_else_is_refused(home, text):
+    prepare_keys(home)
+    home.bootstrap_file.write_text(text)
+    with pytest.raises(ServiceError, match="declares no customer"):
+        prepare_keys(home)
+
+
 def test_a_damaged_declaration_is_refused(home):
     prepare_keys(home)
     home.bootstrap_file.write_text("{")

@@ -76,6 +76,15 @@ def test_a_parts_last_words_are_the_end_of_its_log(tmp_path):
     assert part.last_words(2) == "two / three"
 
 
+def test_what_was_logged_before_a_part_was_started_is_not_its_last_words(tmp_path):
+    (tmp_path / "log").write_text("an older life\n")
+    part = Part("talker", [sys.executable, "-c", "print('this one')"], {}, tmp_path, tmp_path / "log")
+    part.start()
+    assert part.process is not None
+    part.process.wait()
+    assert part.last_words() == "this one"
+
+
 def _is_gone(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
