@@ -43,7 +43,7 @@ class Fleets:
         if kept.holder is not session:
             if not kept.lock.acquire(timeout=_PATIENCE_S):
                 return load(session, now_ms, known=known)
-            kept.holder = session
+            kept.begin(session)
             at_end(session, kept.let_go)
         return kept.synced(session, now_ms)
 
@@ -77,11 +77,18 @@ class _Kept:
         self.holder: Session | None = None
         self.fleet = Fleet()
         self.unsure: set[tuple[str, str]] = set()
+        self._before: set[tuple[str, str]] = set()
         self._known = known
         self._supply = Suppliers({}, {})
         self._seen: set[str] = set()
         self._last = -1
         self._synced_ms: int | None = None
+
+    def begin(self, session: Session) -> None:
+        """A transaction has it now; what the one before may have left wrong is read again."""
+        self.holder = session
+        self._before |= self.unsure
+        self.unsure = set()
 
     def let_go(self) -> None:
         self.holder = None
@@ -105,22 +112,24 @@ class _Kept:
     def _rebuild(self, session: Session, supply: Suppliers) -> None:
         self._synced_ms = None
         self._last = session.scalar(select(func.max(col(FleetChangeRow.seq)))) or 0
-        self._fresh(session)
-        self.unsure = set()
+        self.unsure |= self._touched(session, supply)
+        self._before = set()
         fleet = Fleet()
         reload(session, fleet, supply, None)
         self.fleet = fleet
 
     def _follow(self, session: Session, supply: Suppliers) -> None:
         """Read again what changed, and what the transaction before may have left wrong."""
-        changes = self._fresh(session)
-        whole = supply.changed(self._supply) | {cluster for cluster, node in changes.values() if not node}
-        touched = {key for key in changes.values() if key[1]}
-        if whole:
-            touched |= _nodes_of(session, self.fleet, whole)
-        keys, self.unsure = touched | self.unsure, touched
+        self.unsure |= self._touched(session, supply)
+        keys, self._before = self.unsure | self._before, set()
         if keys:
             reload(session, self.fleet, supply, keys)
+
+    def _touched(self, session: Session, supply: Suppliers) -> set[tuple[str, str]]:
+        changes = self._fresh(session)
+        whole = supply.changed(self._supply) | {cluster for cluster, node in changes.values() if not node}
+        nodes = {key for key in changes.values() if key[1]}
+        return nodes | (_nodes_of(session, self.fleet, whole) if whole else set())
 
     def _fresh(self, session: Session) -> dict[str, tuple[str, str]]:
         """Changes not seen so far, by their tokens."""
