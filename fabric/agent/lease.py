@@ -38,6 +38,8 @@ WAITING_BYTES = 256 << 20
 """Arguments of waiting tasks beyond this are left in the customer's connection."""
 KEPT_BYTES = 1 << 30
 """No further task is passed to the child while results of this size wait for their acknowledgement."""
+FUNCTION_BYTES = 1 << 30
+"""Of all functions of a lease together: they are kept in the node's own process, outside the child's limits."""
 BACKLOG_LINES = 10_000
 """Lines kept for a customer whose connection is gone."""
 
@@ -253,6 +255,11 @@ class Lease:
     def _on_function(self, digest: bytes, body: Buffer) -> None:
         if hashlib.sha256(body).digest() != digest:
             raise FrameError("a function's digest is not the SHA-256 of its bytes")
+        others = sum(memoryview(known).nbytes for other, known in self._functions.items() if other != digest)
+        if others + memoryview(body).nbytes > FUNCTION_BYTES:
+            raise FrameError(
+                f"the functions of a lease may have {FUNCTION_BYTES} bytes together; pass data as arguments"
+            )
         self._functions[digest] = body
 
     def _on_call(self, call: Call) -> None:

@@ -16,6 +16,9 @@ from fabric.wire.reasons import Reason
 IN_FLIGHT = 2
 """CALL frames at the child at once: one runs, one waits in its socket."""
 
+TASK_BYTES = 256
+"""What a task costs the node beside its arguments, roughly: tasks without any must not come without end."""
+
 Key = tuple[str, int]
 """(run, task)."""
 
@@ -161,7 +164,7 @@ class TaskBook:
         for call in [call for call in self.waiting if call.run == run]:
             hit = [task for task in call.tasks if not wanted or task.task in wanted]
             cancelled += hit
-            self.waiting_bytes -= sum(task.pieces.nbytes for task in hit)
+            self.waiting_bytes -= sum(map(_cost, hit))
             call.tasks = [task for task in call.tasks if task not in hit]
         self.waiting = deque(call for call in self.waiting if call.tasks)
         for call in self.flying:
@@ -221,4 +224,8 @@ def failed(task: int, attempt: int, reason: Reason, message: str, exit_code: int
 
 
 def _size(call: Call) -> int:
-    return sum(task.pieces.nbytes for task in call.tasks)
+    return sum(map(_cost, call.tasks))
+
+
+def _cost(task: Task) -> int:
+    return TASK_BYTES + task.pieces.nbytes

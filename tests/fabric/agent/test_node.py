@@ -332,6 +332,17 @@ async def test_a_malformed_frame_ends_the_connection_and_not_the_lease(site, fra
     assert await again.outcomes(1) == {0: 1}
 
 
+async def test_functions_without_end_end_the_connection_and_the_same_one_again_does_not(site, monkeypatch):
+    monkeypatch.setattr("fabric.agent.lease.FUNCTION_BYTES", 10_000)
+    customer = await site.leased()
+    for _ in range(3):
+        customer.send([channel.FN, hashlib.sha256(bytes(9_000)).digest()], bytes(9_000))
+    customer.call(customer.function(abs), -1)
+    assert await customer.outcomes(1) == {0: 1}
+    customer.send([channel.FN, hashlib.sha256(bytes(1_000)).digest()], bytes(1_000))
+    await customer.end()
+
+
 @pytest.mark.parametrize("data", [b"\xff" * 12, b"\x00" * 12, b"\x05\x00\x00\x00" + bytes(8) + b"abcde"])
 async def test_bytes_that_are_no_frame_end_the_connection(site, data):
     customer = await site.leased()

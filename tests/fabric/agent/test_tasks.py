@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.agent.tasks import IN_FLIGHT, Call, Outcome, Task, TaskBook, failed, parse_call
+from fabric.agent.tasks import IN_FLIGHT, TASK_BYTES, Call, Outcome, Task, TaskBook, failed, parse_call
 from fabric.wire import channel
 from fabric.wire.frames import FrameError
 from fabric.wire.reasons import Reason
@@ -94,6 +94,17 @@ def test_kept_results_are_counted_until_they_are_acknowledged():
     book.ack("run_1", [0, 5])
     book.ack("run_1", [0])
     assert book.kept_bytes == 0
+
+
+def test_waiting_tasks_without_arguments_are_counted_too():
+    book = TaskBook()
+    for task in range(4):
+        book.add(Call("run_1", b"digest", 0, [Task(task, 1, (0,), memoryview(b""))]))
+    assert book.waiting_bytes == 4 * TASK_BYTES
+    book.cancel("run_1", [0])
+    while book.next_call() is not None:
+        book.land("run_1", [(book.flying[0].tasks[0].task, 1)])
+    assert book.waiting_bytes == 0
 
 
 def test_an_unfinished_task_cannot_be_acknowledged_away():
