@@ -1,15 +1,21 @@
 """Nonces: what the control plane says to an agent at a time it knows, so that an echo proves "not before that time"."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import delete, func, select
 from sqlmodel import Session, col
 
 from api.tables import NonceRow, UptimeRow
+from ledger.book import chunks
+from ledger.tables import table_of
 
 KEPT_MS = 86_400_000
 _BYTES = 32
+_BEYOND = 2**63
+_NONCES = table_of(NonceRow)
+_LATER = _NONCES.alias("later")
 
 
 def issue(session: Session, cluster: str, now_ms: int) -> NonceRow:
@@ -25,22 +31,32 @@ def issue_many(session: Session, clusters: Sequence[str], now_ms: int) -> list[N
     return rows
 
 
-def issued(session: Session, cluster: str, seq: int, value: bytes | None = None) -> int | None:
-    """When the nonce was issued to this cluster; None if it never was, or with another value, or was forgotten."""
-    row = session.get(NonceRow, seq)
-    if row is None or row.cluster != cluster or (value is not None and row.value != value):
-        return None
-    return row.issued_ms
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A nonce that a receipt may name: whose, when it was issued, and when that cluster's next one was, if it was."""
+
+    cluster: str
+    value: bytes
+    issued_ms: int
+    next_ms: int | None
 
 
-def next_after(session: Session, cluster: str, seq: int) -> int | None:
-    """When the cluster's nonce after `seq` was issued; None when there is none yet."""
-    return session.scalar(
-        select(NonceRow.issued_ms)  # type: ignore[call-overload]
-        .where(col(NonceRow.cluster) == cluster, col(NonceRow.seq) > seq)
-        .order_by(col(NonceRow.seq))
+def echoes(session: Session, seqs: Collection[int]) -> dict[int, Echo]:
+    """The nonces with these numbers; one that was never issued, or was forgotten, is not in the answer."""
+    following = (
+        select(_LATER.c.issued_ms)
+        .where(_LATER.c.cluster == _NONCES.c.cluster, _LATER.c.seq > _NONCES.c.seq)
+        .order_by(_LATER.c.seq)
         .limit(1)
+        .correlate(_NONCES)
+        .scalar_subquery()
     )
+    columns = (_NONCES.c.seq, _NONCES.c.cluster, _NONCES.c.value, _NONCES.c.issued_ms, following)
+    return {
+        seq: Echo(*echo)
+        for chunk in chunks(sorted(seq for seq in seqs if 0 < seq < _BEYOND))
+        for seq, *echo in session.execute(select(*columns).where(_NONCES.c.seq.in_(chunk)))
+    }
 
 
 def up_since(session: Session, since_ms: int, now_ms: int, life: str) -> int:

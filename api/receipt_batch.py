@@ -4,43 +4,29 @@ Rows are read once and written once per batch, whatever the number of receipts; 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
 from sqlmodel import Session, col
 
-from api import nonces, transitions
-from api.acceptance import TOO_LATE_MS, Chain, Judgement, Verdict, billable_ms, judge, window_ms
-from api.granting import priced_shares
+from api import nonces, receipt_rows, transitions
+from api.acceptance import TOO_LATE_MS, Judgement, Verdict, billable_ms, judge, window_ms
 from api.lifecycle import LeaseEvent
 from api.plane import Plane
-from api.tables import (
-    EquivocationRow,
-    GpuRow,
-    LeaseGpuRow,
-    LeaseRow,
-    LeaseRunRow,
-    OperatorRow,
-    ReceiptRow,
-    RunRow,
-    TaskRow,
-)
+from api.receipt_rows import OpenLease
+from api.tables import EquivocationRow, LeaseRow, RunRow
 from fabric.wire.link import Ack, RejectReceipt
 from fabric.wire.machines import LeaseState
 from fabric.wire.reasons import Reason
-from fabric.wire.receipts import GpuLine, Receipt, ReceiptKind, RunLine, SignedReceipt
-from ledger.book import chunks, insert_or_skip
+from fabric.wire.receipts import Receipt, ReceiptKind, SignedReceipt
+from ledger.book import chunks
 from ledger.booking import Charge
-from ledger.chain.holders import holders_of
-from ledger.holding import Holders, by_holder
+from ledger.holding import by_holder
 from ledger.pricing import reserve_dc_up, top_up
-from ledger.tables import table_of
 from ledger.usage import Usage
 
-_TASKS, _RECEIPTS = table_of(TaskRow), table_of(ReceiptRow)
-_CLOSED = frozenset({LeaseState.CLOSED, LeaseState.LOST})
 _TOP_UP_MS = 60_000
 
 
@@ -54,53 +40,18 @@ class Verified:
     key: bytes
 
 
-@dataclass(slots=True)
-class _Meter:
-    """One GPU's cumulative numbers: as its last accepted receipt claims, and as they are billed."""
-
-    line: GpuLine
-    billed_ms: int
-    window_ms: int
-    charged_dc: int
-
-
-@dataclass
-class _Open:
-    """A lease while its receipts are taken: its rows, and what this batch adds."""
-
-    row: LeaseRow
-    gpus: dict[str, LeaseGpuRow]
-    models: dict[str, GpuRow]
-    holder: str
-    nfts: Mapping[str, Holders]
-    seen: dict[int, bytes]
-    chain: Chain
-    meters: dict[str, _Meter]
-    runs: dict[str, RunLine] = field(default_factory=dict)
-    usages: list[Usage] = field(default_factory=list)
-    events: list[tuple[LeaseEvent, str]] = field(default_factory=list)
-
-    def write(self) -> None:
-        """Put what this batch metered into the rows, once."""
-        row, chain = self.row, self.chain
-        if chain.last_seq == row.last_seq:
-            return
-        row.last_seq, row.last_hash, row.lost_at_ms = chain.last_seq, chain.last_hash, None
-        for uuid, meter in self.meters.items():
-            gpu, line = self.gpus[uuid], meter.line
-            gpu.billed_ms, gpu.window_ms, gpu.charged_dc = meter.billed_ms, meter.window_ms, meter.charged_dc
-            gpu.claimed_ms, gpu.setup_ms = line.gpu_ms, line.setup_ms
-            gpu.utilised_ms, gpu.energy_mj = line.utilised_ms, line.energy_mj
-
-
 class Batch:
     """One transaction's worth of receipts."""
 
     def __init__(self, plane: Plane, session: Session, verified: Sequence[Verified]) -> None:
         self._plane, self._session = plane, session
         self._now = plane.now_ms()
-        self._leases = _load(session, plane.fabric_id, verified)
-        self._windows: dict[tuple[str, int], tuple[int | None, int | None]] = {}
+        self._leases = receipt_rows.load(session, plane.fabric_id, [one.receipt for one in verified])
+        self._echoes = nonces.echoes(session, {one.receipt.nonce_seq for one in verified})
+        tasks = {(line.run, line.task) for one in verified for line in one.signed.tasks}
+        named = {line.run for one in verified for line in one.receipt.runs}
+        self._customers = receipt_rows.customers_of(session, named | {run for run, _ in tasks})
+        self._done = receipt_rows.done_tasks(session, tasks)
         self._receipts: list[dict[str, Any]] = []
         self._tasks: list[dict[str, Any]] = []
         self._heard: set[str] = set()
@@ -113,7 +64,7 @@ class Batch:
         """
         receipt = one.receipt
         lease = self._leases.get(receipt.lease)
-        if lease is None or lease.row.operator != one.operator:
+        if lease is None or lease.operator != one.operator:
             self.counts[Verdict.REJECT] += 1
             return refusal(receipt, f"this operator has no lease {receipt.lease}")
         judged = self._judge(lease, receipt)
@@ -125,50 +76,47 @@ class Batch:
             return None
         if judged.verdict is Verdict.EQUIVOCATION:
             self._keep_proof(one)
-        if receipt.generation == lease.row.generation and not lease.chain.closed:
+        if receipt.generation == lease.chain.generation and not lease.chain.closed:
             lease.events.append((LeaseEvent.RELEASE, Reason.VERIFICATION_FAILED))
         return refusal(receipt, judged.reason)
 
     def book(self) -> None:
         """Write everything: rows, charges, then the states that follow."""
-        if self._receipts:
-            self._session.execute(insert(_RECEIPTS), self._receipts)
-        if self._tasks:
-            insert_or_skip(self._session, _TASKS, self._tasks)
-        usages = [usage for lease in self._leases.values() for usage in lease.usages]
+        leases, session = list(self._leases.values()), self._session
+        receipt_rows.write_receipts(session, self._receipts)
+        receipt_rows.write_tasks(session, self._tasks)
+        usages = [usage for lease in leases for usage in lease.usages]
         if usages:
-            self._note_charges(self._plane.ledger(self._session).charge_many(usages))
-        for lease in self._leases.values():
-            lease.write()
-            self._write_runs(lease)
-        self._session.flush()
-        for lease in self._leases.values():
-            self._apply(lease)
+            self._note_charges(self._plane.ledger(session).charge_many(usages))
+        receipt_rows.write_leases(session, [lease for lease in leases if lease.advanced])
+        receipt_rows.write_runs(session, [part for lease in leases for part in self._parts(lease)])
+        self._apply([lease for lease in leases if lease.events or self._is_to_be_funded(lease)])
 
     def acks(self) -> Iterator[tuple[str, Ack]]:
         """How far each lease is durable of which this batch brought something new, known or early."""
         for name, lease in self._leases.items():
             if name in self._heard:
-                yield name, Ack(lease=name, generation=lease.row.generation, seq=lease.row.last_seq)
+                yield name, Ack(lease=name, generation=lease.chain.generation, seq=lease.chain.last_seq)
 
-    def _judge(self, lease: _Open, receipt: Receipt) -> Judgement:
-        return judge(lease.chain, receipt, lease.seen.get(receipt.seq), self._age(lease.row.cluster, receipt))
+    def _judge(self, lease: OpenLease, receipt: Receipt) -> Judgement:
+        return judge(lease.chain, receipt, lease.seen.get(receipt.seq), self._age(lease.cluster, receipt))
 
-    def _accept(self, lease: _Open, one: Verified) -> None:
-        receipt, row = one.receipt, lease.row
-        issued, following = self._nonce(row.cluster, receipt)
+    def _accept(self, lease: OpenLease, one: Verified) -> None:
+        receipt = one.receipt
+        issued, following = self._nonce(lease.cluster, receipt)
         if receipt.kind is ReceiptKind.OPEN:
-            row.billing_nonce_ms = max(issued or 0, row.granted_ms)
+            lease.billing_nonce_ms = max(issued or 0, lease.granted_ms)
             lease.events.append((LeaseEvent.OPENED, ""))
         window = window_ms(
-            start_ms=row.billing_nonce_ms if row.billing_nonce_ms is not None else self._now,
+            start_ms=lease.billing_nonce_ms if lease.billing_nonce_ms is not None else self._now,
             next_nonce_ms=following,
             arrival_ms=self._now,
-            release_ms=row.release_ms,
+            release_ms=lease.release_ms,
         )
         self._meter(lease, receipt, window)
         lease.runs.update((line.run, line) for line in receipt.runs)
-        self._note_tasks(row, one)
+        self._note_tasks(lease, one)
+        lease.advanced = True
         lease.seen[receipt.seq] = receipt.hash
         lease.chain = replace(
             lease.chain,
@@ -181,7 +129,7 @@ class Batch:
             lease.events.append((LeaseEvent.CLOSE_ACCEPTED, receipt.reason))
         self._receipts.append(
             {
-                "lease": row.id,
+                "lease": lease.id,
                 "generation": receipt.generation,
                 "seq": receipt.seq,
                 "kind": receipt.kind.value,
@@ -195,64 +143,62 @@ class Batch:
             }
         )
 
-    def _meter(self, lease: _Open, receipt: Receipt, window: int) -> None:
-        row = lease.row
+    def _meter(self, lease: OpenLease, receipt: Receipt, window: int) -> None:
         for line in receipt.gpus:
-            meter, device = lease.meters[line.uuid], lease.models[line.uuid]
+            meter = lease.meters[line.uuid]
             billed = billable_ms(line.gpu_ms, window, meter.billed_ms, receipt.kind)
             usage = Usage(
-                lease_id=row.id,
-                generation=row.generation,
+                lease_id=lease.id,
+                generation=receipt.generation,
                 seq=receipt.seq,
-                run_id=row.run,
-                customer=row.customer,
-                gpu_id=device.id,
-                operator=row.operator,
-                pool=row.operator,
+                run_id=lease.run,
+                customer=lease.customer,
+                gpu_id=meter.gpu_id,
+                operator=lease.operator,
+                pool=lease.operator,
                 holder=lease.holder,
-                model=device.model,
+                model=meter.model,
                 share_milli=line.share_milli,
-                price_dc_per_gpu_hour=row.price_dc_per_gpu_hour,
+                price_dc_per_gpu_hour=lease.price_dc_per_gpu_hour,
                 cumulative_gpu_ms=billed,
                 at_ms=self._now,
                 receipt_hash=receipt.hash,
                 utilised_gpu_ms=max(0, line.utilised_ms - meter.line.utilised_ms),
                 energy_mj=max(0, line.energy_mj - meter.line.energy_mj),
-                simulated=device.simulated,
+                simulated=meter.simulated,
             )
-            lease.usages += by_holder(usage, billed - meter.billed_ms, lease.nfts.get(device.id, ()))
+            lease.usages += by_holder(usage, billed - meter.billed_ms, lease.nfts.get(meter.gpu_id, ()))
             meter.line, meter.billed_ms, meter.window_ms = line, billed, max(window, meter.window_ms)
 
-    def _write_runs(self, lease: _Open) -> None:
+    def _parts(self, lease: OpenLease) -> Iterator[dict[str, Any]]:
         """Each run's part of the lease; a run that is not known yet, or is another customer's, gets none."""
-        row = lease.row
-        query = select(LeaseRunRow).where(col(LeaseRunRow.lease) == row.id, col(LeaseRunRow.run).in_(list(lease.runs)))
-        parts = {part.run: part for part in self._session.scalars(query)}
         for line in lease.runs.values():
-            part = parts.get(line.run)
-            if part is None:
-                run = self._session.get(RunRow, line.run)
-                if run is None or run.customer != row.customer:
-                    continue
-                part = LeaseRunRow(lease=row.id, run=line.run, joined_ms=self._now)
-            part.gpu_ms, part.idle_ms, part.setup_ms = line.gpu_ms, line.idle_ms, line.setup_ms
-            self._session.add(part)
+            if self._customers.get(line.run) == lease.customer:
+                yield {
+                    "lease": lease.id,
+                    "run": line.run,
+                    "joined_ms": self._now,
+                    "gpu_ms": line.gpu_ms,
+                    "idle_ms": line.idle_ms,
+                    "setup_ms": line.setup_ms,
+                }
 
-    def _note_tasks(self, row: LeaseRow, one: Verified) -> None:
-        """At most one accepted result per task, also within this batch."""
-        done = self._results_of(row, one)
+    def _note_tasks(self, lease: OpenLease, one: Verified) -> None:
+        """At most one accepted result per task, also within this batch; none for another customer's run."""
         for line in one.signed.tasks:
-            accepted = line.reason == Reason.DONE and (line.run, line.task) not in done
+            key = (line.run, line.task)
+            own = self._customers.get(line.run, lease.customer) == lease.customer
+            accepted = own and line.reason == Reason.DONE and key not in self._done
             if accepted:
-                done.add((line.run, line.task))
-            row.last_task_end_ms = max(row.last_task_end_ms, line.end_ms)
+                self._done.add(key)
+            lease.last_task_end_ms = max(lease.last_task_end_ms, line.end_ms)
             self._tasks.append(
                 {
                     "run": line.run,
                     "task": line.task,
                     "attempt": line.attempt,
-                    "lease": row.id,
-                    "generation": row.generation,
+                    "lease": lease.id,
+                    "generation": one.receipt.generation,
                     "seq": one.receipt.seq,
                     "gpus": list(line.gpus),
                     "start_ms": line.start_ms,
@@ -264,22 +210,6 @@ class Batch:
                     "accepted": accepted,
                 }
             )
-
-    def _results_of(self, row: LeaseRow, one: Verified) -> set[tuple[str, int]]:
-        """Tasks of this receipt that may have no further result: they have one, or are another customer's."""
-        tasks: defaultdict[str, list[int]] = defaultdict(list)
-        for line in one.signed.tasks:
-            tasks[line.run].append(line.task)
-        done = {(task["run"], task["task"]) for task in self._tasks if task["accepted"]}
-        for run, numbers in tasks.items():
-            known = self._session.get(RunRow, run)
-            if known is not None and known.customer != row.customer:
-                done |= {(run, number) for number in numbers}
-            accepted = select(TaskRow.task).where(  # type: ignore[call-overload]
-                col(TaskRow.run) == run, col(TaskRow.accepted), col(TaskRow.task).between(min(numbers), max(numbers))
-            )
-            done |= {(run, number) for number in self._session.scalars(accepted)}
-        return done
 
     def _keep_proof(self, one: Verified) -> None:
         receipt = one.receipt
@@ -303,31 +233,43 @@ class Batch:
             self._session.flush()
 
     def _note_charges(self, charges: Sequence[Charge]) -> None:
-        uuids = {device.id: uuid for lease in self._leases.values() for uuid, device in lease.models.items()}
+        meters = {(lease.id, meter.gpu_id): meter for lease in self._leases.values() for meter in lease.meters.values()}
         for charged in charges:
-            lease = self._leases[charged.usage.lease_id]
-            lease.meters[uuids[charged.usage.gpu_id]].charged_dc += charged.dc
-        for lease in self._leases.values():
-            lease.row.charged_dc = sum(meter.charged_dc for meter in lease.meters.values())
+            meters[charged.usage.lease_id, charged.usage.gpu_id].charged_dc += charged.dc
 
-    def _apply(self, lease: _Open) -> None:
-        for event, reason in lease.events:
-            transitions.lease_event(self._plane, self._session, lease.row, event, _known_reason(reason))
-        if lease.usages and LeaseState(lease.row.state) is LeaseState.OPEN:
-            self._fund(lease)
+    def _is_to_be_funded(self, lease: OpenLease) -> bool:
+        """Each minute, or sooner when only the reserve is left."""
+        if not lease.usages:
+            return False
+        held = lease.set_aside_dc - lease.charged_dc
+        return self._now - lease.topped_up_ms >= _TOP_UP_MS or held <= reserve_dc_up(lease.shares(), lease.notice_ms)
 
-    def _fund(self, lease: _Open) -> None:
-        """Top the hold up each minute, or sooner when only the reserve is left; stop the lease when that fails."""
-        row = lease.row
-        shares = priced_shares(row, [gpu.share_milli for gpu in lease.gpus.values()])
-        held = row.set_aside_dc - row.charged_dc
-        if held > reserve_dc_up(shares, row.notice_ms) and self._now - row.topped_up_ms < _TOP_UP_MS:
-            return
+    def _apply(self, leases: Sequence[OpenLease]) -> None:
+        """The states that follow, and the holds that are due."""
+        rows = {
+            row.id: row
+            for chunk in chunks([lease.id for lease in leases])
+            for row in self._session.scalars(select(LeaseRow).where(col(LeaseRow.id).in_(chunk)))
+        }
+        for lease in leases:
+            row = rows[lease.id]
+            for event, reason in lease.events:
+                transitions.lease_event(self._plane, self._session, row, event, _known_reason(reason))
+            if self._is_to_be_funded(lease) and LeaseState(row.state) is LeaseState.OPEN:
+                self._fund(lease, row)
+
+    def _fund(self, lease: OpenLease, row: LeaseRow) -> None:
+        """Top the hold up; stop the lease when that fails."""
         ledger = self._plane.ledger(self._session)
         run = self._session.get_one(RunRow, row.run)
         left = None if run.budget_dc is None else run.budget_dc - ledger.committed_dc(run.id)
-        available = ledger.balance(row.customer).available
-        decided = top_up(shares, held_dc=held, notice_ms=row.notice_ms, available_dc=available, budget_left_dc=left)
+        decided = top_up(
+            lease.shares(),
+            held_dc=row.set_aside_dc - row.charged_dc,
+            notice_ms=row.notice_ms,
+            available_dc=ledger.balance(row.customer).available,
+            budget_left_dc=left,
+        )
         row.topped_up_ms = self._now
         if decided.add_dc:
             row.top_ups += 1
@@ -338,12 +280,11 @@ class Batch:
             transitions.lease_event(self._plane, self._session, row, LeaseEvent.RELEASE, decided.stop)
 
     def _nonce(self, cluster: str, receipt: Receipt) -> tuple[int | None, int | None]:
-        """When the receipt's nonce was issued, and when the one after it was."""
-        key = (cluster, receipt.nonce_seq)
-        if key not in self._windows:
-            issued = nonces.issued(self._session, cluster, receipt.nonce_seq, receipt.nonce)
-            self._windows[key] = (issued, nonces.next_after(self._session, cluster, receipt.nonce_seq))
-        return self._windows[key]
+        """When the receipt's nonce was issued, and when the one after it was; None for one that was not issued here."""
+        echo = self._echoes.get(receipt.nonce_seq)
+        if echo is None or (echo.cluster, echo.value) != (cluster, receipt.nonce):
+            return None, None
+        return echo.issued_ms, echo.next_ms
 
     def _age(self, cluster: str, receipt: Receipt) -> int | None:
         issued, _ = self._nonce(cluster, receipt)
@@ -351,78 +292,6 @@ class Batch:
             return None
         age = self._now - issued
         return age if age <= TOO_LATE_MS else nonces.up_since(self._session, issued, self._now, self._plane.life)
-
-
-def _load(session: Session, fabric_id: str, verified: Sequence[Verified]) -> dict[str, _Open]:
-    """Everything that the batch's leases need, in a few queries."""
-    names = sorted({one.receipt.lease for one in verified})
-    rows: dict[str, LeaseRow] = {}
-    gpus: defaultdict[str, dict[str, LeaseGpuRow]] = defaultdict(dict)
-    models: defaultdict[str, dict[str, GpuRow]] = defaultdict(dict)
-    for chunk in chunks(names):
-        rows |= {row.id: row for row in session.scalars(select(LeaseRow).where(col(LeaseRow.id).in_(chunk)))}
-        pairs = (
-            select(LeaseGpuRow, GpuRow)
-            .join(GpuRow, col(GpuRow.uuid) == col(LeaseGpuRow.gpu))
-            .where(col(LeaseGpuRow.lease).in_(chunk))
-            .order_by(col(LeaseGpuRow.position))
-        )
-        for part, device in session.execute(pairs):
-            gpus[part.lease][part.gpu] = part
-            models[part.lease][part.gpu] = device
-    payouts = {row.id: row.payout for row in session.scalars(select(OperatorRow))}
-    seen = _seen(session, verified)
-    nfts = holders_of(session, {device.id for devices in models.values() for device in devices.values()})
-    return {
-        name: _Open(
-            row,
-            gpus[name],
-            models[name],
-            payouts[row.operator],
-            nfts,
-            seen[name],
-            _chain(fabric_id, row, gpus[name], models[name]),
-            {uuid: _meter(gpu) for uuid, gpu in gpus[name].items()},
-        )
-        for name, row in rows.items()
-    }
-
-
-def _chain(fabric_id: str, row: LeaseRow, gpus: dict[str, LeaseGpuRow], models: dict[str, GpuRow]) -> Chain:
-    return Chain(
-        fabric_id=fabric_id,
-        operator=row.operator,
-        lease=row.id,
-        generation=row.generation,
-        last_seq=row.last_seq,
-        last_hash=row.last_hash,
-        closed=LeaseState(row.state) in _CLOSED,
-        shares=frozenset((gpu.gpu, gpu.share_milli) for gpu in gpus.values()),
-        simulated=any(gpu.simulated for gpu in models.values()),
-        gpu_ms={gpu.gpu: gpu.claimed_ms for gpu in gpus.values()},
-    )
-
-
-def _meter(gpu: LeaseGpuRow) -> _Meter:
-    line = GpuLine(gpu.gpu, gpu.share_milli, gpu.claimed_ms, gpu.setup_ms, gpu.utilised_ms, gpu.energy_mj)
-    return _Meter(line, gpu.billed_ms, gpu.window_ms, gpu.charged_dc)
-
-
-def _seen(session: Session, verified: Sequence[Verified]) -> defaultdict[str, dict[int, bytes]]:
-    """Hashes of accepted receipts with the numbers that this batch names."""
-    seen: defaultdict[str, dict[int, bytes]] = defaultdict(dict)
-    lowest: dict[tuple[str, int], int] = {}
-    for one in verified:
-        key = (one.receipt.lease, one.receipt.generation)
-        lowest[key] = min(lowest.get(key, one.receipt.seq), one.receipt.seq)
-    for (lease, generation), seq in lowest.items():
-        rows = session.execute(
-            select(ReceiptRow.seq, ReceiptRow.hash).where(  # type: ignore[call-overload]
-                col(ReceiptRow.lease) == lease, col(ReceiptRow.generation) == generation, col(ReceiptRow.seq) >= seq
-            )
-        )
-        seen[lease].update((number, digest) for number, digest in rows)
-    return seen
 
 
 def _known_reason(text: str) -> str:

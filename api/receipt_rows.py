@@ -1,0 +1,307 @@
+"""The rows that a batch of receipts needs and changes: read and written in a few statements, whatever their number.
+
+Plain values stand in for rows while receipts are judged, by `api.acceptance` and `api.receipt_batch`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import bindparam, insert, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import Session
+
+from api.acceptance import Chain
+from api.lifecycle import LeaseEvent
+from api.tables import GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, OperatorRow, ReceiptRow, RunRow, TaskRow
+from fabric.wire.machines import LeaseState
+from fabric.wire.receipts import GpuLine, Receipt, RunLine
+from ledger.book import chunks, insert_or_skip
+from ledger.chain.holders import holders_of
+from ledger.holding import Holders
+from ledger.pricing import PricedShare
+from ledger.tables import table_of
+from ledger.usage import Usage
+
+_LEASES, _LEASE_GPUS, _LEASE_RUNS = table_of(LeaseRow), table_of(LeaseGpuRow), table_of(LeaseRunRow)
+_GPUS, _OPERATORS, _RUNS = table_of(GpuRow), table_of(OperatorRow), table_of(RunRow)
+_RECEIPTS, _TASKS = table_of(ReceiptRow), table_of(TaskRow)
+_CLOSED = frozenset({LeaseState.CLOSED, LeaseState.LOST})
+
+Task = tuple[str, int]
+"""(run, number)."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """One GPU of a lease with its cumulative numbers: as its last accepted receipt claims, and as they are billed."""
+
+    gpu_id: str
+    model: str
+    simulated: bool
+    line: GpuLine
+    billed_ms: int
+    window_ms: int
+    charged_dc: int
+
+
+@dataclass(slots=True)
+class OpenLease:
+    """A lease while its receipts are taken: what its rows say, and what this batch adds.
+
+    `meters` are by the GPU's UUID, `nfts` the NFTs' holders by its public id, `holder` who earns without an NFT.
+    """
+
+    id: str
+    customer: str
+    run: str
+    operator: str
+    cluster: str
+    state: str
+    price_dc_per_gpu_hour: int
+    notice_ms: int
+    granted_ms: int
+    release_ms: int | None
+    topped_up_ms: int
+    set_aside_dc: int
+    billing_nonce_ms: int | None
+    last_task_end_ms: int
+    chain: Chain
+    meters: dict[str, Meter]
+    holder: str
+    nfts: Mapping[str, Holders]
+    seen: dict[int, bytes] = field(default_factory=dict)
+    advanced: bool = False
+    runs: dict[str, RunLine] = field(default_factory=dict)
+    usages: list[Usage] = field(default_factory=list)
+    events: list[tuple[LeaseEvent, str]] = field(default_factory=list)
+
+    @property
+    def charged_dc(self) -> int:
+        return sum(meter.charged_dc for meter in self.meters.values())
+
+    def shares(self) -> list[PricedShare]:
+        """The lease's GPUs as the ledger prices them."""
+        return [PricedShare(meter.line.share_milli, self.price_dc_per_gpu_hour) for meter in self.meters.values()]
+
+
+def load(session: Session, fabric_id: str, receipts: Sequence[Receipt]) -> dict[str, OpenLease]:
+    """The leases that receipts name, by id; their rows stay locked until the transaction is over."""
+    rows = _leases(session, sorted({receipt.lease for receipt in receipts}))
+    meters = _meters(session, list(rows))
+    payouts = _payouts(session, {row.operator for row in rows.values()})
+    nfts = holders_of(session, {meter.gpu_id for parts in meters.values() for meter in parts.values()})
+    found = {
+        name: OpenLease(
+            id=row.id,
+            customer=row.customer,
+            run=row.run,
+            operator=row.operator,
+            cluster=row.cluster,
+            state=row.state,
+            price_dc_per_gpu_hour=row.price_dc_per_gpu_hour,
+            notice_ms=row.notice_ms,
+            granted_ms=row.granted_ms,
+            release_ms=row.release_ms,
+            topped_up_ms=row.topped_up_ms,
+            set_aside_dc=row.set_aside_dc,
+            billing_nonce_ms=row.billing_nonce_ms,
+            last_task_end_ms=row.last_task_end_ms,
+            chain=_chain(fabric_id, row, meters[name]),
+            meters=meters[name],
+            holder=payouts[row.operator],
+            nfts=nfts,
+        )
+        for name, row in rows.items()
+    }
+    for lease, seq, digest in _seen(session, found, receipts):
+        found[lease].seen[seq] = digest
+    return found
+
+
+def customers_of(session: Session, runs: Iterable[str]) -> dict[str, str]:
+    """Whose each of these runs is; a run that is not known yet is not in the answer."""
+    return {
+        run: customer
+        for chunk in chunks(sorted(runs))
+        for run, customer in session.execute(select(_RUNS.c.id, _RUNS.c.customer).where(_RUNS.c.id.in_(chunk)))
+    }
+
+
+def done_tasks(session: Session, tasks: Iterable[Task]) -> set[Task]:
+    """Those of these tasks that have their accepted result."""
+    key = tuple_(_TASKS.c.run, _TASKS.c.task)
+    return {
+        (run, task)
+        for chunk in chunks(sorted(tasks))
+        for run, task in session.execute(select(_TASKS.c.run, _TASKS.c.task).where(key.in_(chunk), _TASKS.c.accepted))
+    }
+
+
+def write_receipts(session: Session, receipts: list[dict[str, Any]]) -> None:
+    """A number that another control plane accepted meanwhile raises: the batch is then judged again."""
+    if receipts:
+        session.execute(insert(_RECEIPTS), receipts)
+
+
+def write_tasks(session: Session, tasks: list[dict[str, Any]]) -> None:
+    """A task whose accepted result is there already gets no second one."""
+    if tasks:
+        insert_or_skip(session, _TASKS, tasks)
+
+
+def write_leases(session: Session, leases: Sequence[OpenLease]) -> None:
+    """What this batch metered of leases that advanced."""
+    if not leases:
+        return
+    session.execute(_ADVANCE, [_lease_values(lease) for lease in leases])
+    session.execute(
+        _METER, [_meter_values(lease.id, uuid, meter) for lease in leases for uuid, meter in lease.meters.items()]
+    )
+
+
+def write_runs(session: Session, parts: list[dict[str, Any]]) -> None:
+    """Each run's part of its lease; a run that is seen for the first time joined now."""
+    if not parts:
+        return
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(_LEASE_RUNS)
+    changed = {name: statement.excluded[name] for name in ("gpu_ms", "idle_ms", "setup_ms")}
+    session.execute(statement.on_conflict_do_update(index_elements=["lease", "run"], set_=changed), parts)
+
+
+_ADVANCE = (
+    update(_LEASES)
+    .where(_LEASES.c.id == bindparam("lease_id"))
+    .values(
+        {
+            name: bindparam(f"new_{name}")
+            for name in (
+                "last_seq",
+                "last_hash",
+                "lost_at_ms",
+                "billing_nonce_ms",
+                "last_task_end_ms",
+                "charged_dc",
+            )
+        }
+    )
+)
+_METER = (
+    update(_LEASE_GPUS)
+    .where(_LEASE_GPUS.c.lease == bindparam("lease_id"), _LEASE_GPUS.c.gpu == bindparam("gpu_uuid"))
+    .values(
+        {
+            name: bindparam(f"new_{name}")
+            for name in (
+                "billed_ms",
+                "window_ms",
+                "charged_dc",
+                "claimed_ms",
+                "setup_ms",
+                "utilised_ms",
+                "energy_mj",
+            )
+        }
+    )
+)
+
+
+def _lease_values(lease: OpenLease) -> dict[str, Any]:
+    return {
+        "lease_id": lease.id,
+        "new_last_seq": lease.chain.last_seq,
+        "new_last_hash": lease.chain.last_hash,
+        "new_lost_at_ms": None,
+        "new_billing_nonce_ms": lease.billing_nonce_ms,
+        "new_last_task_end_ms": lease.last_task_end_ms,
+        "new_charged_dc": lease.charged_dc,
+    }
+
+
+def _meter_values(lease: str, uuid: str, meter: Meter) -> dict[str, Any]:
+    return {
+        "lease_id": lease,
+        "gpu_uuid": uuid,
+        "new_billed_ms": meter.billed_ms,
+        "new_window_ms": meter.window_ms,
+        "new_charged_dc": meter.charged_dc,
+        "new_claimed_ms": meter.line.gpu_ms,
+        "new_setup_ms": meter.line.setup_ms,
+        "new_utilised_ms": meter.line.utilised_ms,
+        "new_energy_mj": meter.line.energy_mj,
+    }
+
+
+def _leases(session: Session, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        row.id: row
+        for chunk in chunks(names)
+        for row in session.execute(
+            select(_LEASES).where(_LEASES.c.id.in_(chunk)).order_by(_LEASES.c.id).with_for_update()
+        )
+    }
+
+
+def _meters(session: Session, leases: Sequence[str]) -> defaultdict[str, dict[str, Meter]]:
+    found: defaultdict[str, dict[str, Meter]] = defaultdict(dict)
+    for chunk in chunks(leases):
+        rows = session.execute(
+            select(_LEASE_GPUS, _GPUS.c.id.label("gpu_id"), _GPUS.c.model, _GPUS.c.simulated)
+            .join(_GPUS, _GPUS.c.uuid == _LEASE_GPUS.c.gpu)
+            .where(_LEASE_GPUS.c.lease.in_(chunk))
+            .order_by(_LEASE_GPUS.c.lease, _LEASE_GPUS.c.position)
+        )
+        for row in rows:
+            line = GpuLine(row.gpu, row.share_milli, row.claimed_ms, row.setup_ms, row.utilised_ms, row.energy_mj)
+            found[row.lease][row.gpu] = Meter(
+                row.gpu_id, row.model, row.simulated, line, row.billed_ms, row.window_ms, row.charged_dc
+            )
+    return found
+
+
+def _payouts(session: Session, operators: set[str]) -> dict[str, str]:
+    return {
+        operator: payout
+        for chunk in chunks(sorted(operators))
+        for operator, payout in session.execute(
+            select(_OPERATORS.c.id, _OPERATORS.c.payout).where(_OPERATORS.c.id.in_(chunk))
+        )
+    }
+
+
+def _chain(fabric_id: str, row: Any, meters: Mapping[str, Meter]) -> Chain:
+    return Chain(
+        fabric_id=fabric_id,
+        operator=row.operator,
+        lease=row.id,
+        generation=row.generation,
+        last_seq=row.last_seq,
+        last_hash=row.last_hash,
+        closed=LeaseState(row.state) in _CLOSED,
+        shares=frozenset((uuid, meter.line.share_milli) for uuid, meter in meters.items()),
+        simulated=any(meter.simulated for meter in meters.values()),
+        gpu_ms={uuid: meter.line.gpu_ms for uuid, meter in meters.items()},
+    )
+
+
+def _seen(
+    session: Session, leases: Mapping[str, OpenLease], receipts: Sequence[Receipt]
+) -> Iterator[tuple[str, int, bytes]]:
+    """(lease, number, hash) of the accepted receipts whose numbers come again."""
+    again = {
+        (receipt.lease, receipt.generation, receipt.seq)
+        for receipt in receipts
+        if receipt.lease in leases and _is_again(leases[receipt.lease].chain, receipt)
+    }
+    key = tuple_(_RECEIPTS.c.lease, _RECEIPTS.c.generation, _RECEIPTS.c.seq)
+    columns = (_RECEIPTS.c.lease, _RECEIPTS.c.seq, _RECEIPTS.c.hash)
+    for chunk in chunks(sorted(again)):
+        yield from (
+            (lease, seq, digest) for lease, seq, digest in session.execute(select(*columns).where(key.in_(chunk)))
+        )
+
+
+def _is_again(chain: Chain, receipt: Receipt) -> bool:
+    return receipt.generation == chain.generation and receipt.seq <= chain.last_seq
