@@ -67,8 +67,8 @@ def _model(fleet: Fleet, rows: Rows) -> str:
 def _price(fleet: Fleet, request: Request, one: Screen, rows: Rows) -> Nearest:
     price = sorted(one.price[kind] for kind in fleet.kind[rows].tolist())[request.nodes - 1]
     over = price - (request.max_price_dc_per_gpu_hour or 0)
-    cents = f"{over // _DC_PER_USD}.{over % _DC_PER_USD:05d}".rstrip("0")
-    text = f"{_model(fleet, rows)} at ${cents.rstrip('.')} above your cap per GPU-hour"
+    cents = f"{over % _DC_PER_USD:05d}".rstrip("0").ljust(2, "0")
+    text = f"{_model(fleet, rows)} at ${over // _DC_PER_USD}.{cents} above your cap per GPU-hour"
     return Nearest("max_price", text, price, int(rows.size))
 
 
