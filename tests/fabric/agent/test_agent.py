@@ -585,3 +585,11 @@ async def test_a_released_detached_task_ends_with_the_leases_reason(operator, bl
     await operator.release(reason="cancelled_by_user")
     done = await operator.control.wait(lambda: operator.control.of(link.WorkDone))
     assert done[0].reason == "cancelled_by_user"
+
+
+async def test_an_agent_measures_whom_it_is_told_to_and_the_control_plane_if_they_answer(operator):
+    gone = link.Target(place="op/gone", gateway="ws://127.0.0.1:1/v1/channel")
+    await operator.control.send(link.Measure(targets=[link.Target(place="op/near", gateway=operator.gateway), gone]))
+    told = await operator.control.wait(lambda: operator.control.of(link.Rtts))
+    assert [one.place for one in told[0].rtts] == ["op/near"]
+    assert 0 < told[0].rtts[0].rtt_us < 1_000_000

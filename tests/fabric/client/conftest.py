@@ -142,7 +142,7 @@ class SmallFabric:
     def __init__(self, gpus):
         self.gpus = gpus
         self.runs, self.leases, self.nodes, self.blobs = {}, {}, {}, {}
-        self.requests, self.problems = [], []
+        self.requests, self.problems, self.probes = [], [], []
         self.python = ".".join(platform.python_version_tuple()[:2])
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
@@ -218,7 +218,12 @@ class SmallFabric:
             }
         return getattr(self, f"handle_{parts[0]}")(method, parts[1:], content, parse_qs(url.query))
 
+    def handle_ping(self, _method, _parts, _content, _query):
+        return 200, b""
+
     def handle_sessions(self, _method, parts, content, _query):
+        if parts[1] == "rtts":
+            return 200, {"probe": self.probes.pop(0) if self.probes else []}
         for entry in content.get("runs", []) if parts[1] == "runs" else []:
             request = entry["request"]
             run = self.runs.setdefault(request["id"], self.new_run(request))

@@ -117,3 +117,42 @@ def test_a_budget_or_an_idempotency_key_asks_for_a_lease_of_its_own():
     assert read(budget=1).own_lease
     assert read(idempotency_key="k").own_lease
     assert not read(max_price=1).own_lease
+
+
+def test_near_is_a_region_a_host_or_a_place_on_earth():
+    assert read(near="eu-west").request()["near"] == "eu-west"
+    assert read(near=(52.5, 13.4)).near == "52.500000,13.400000"
+    assert (read().near, read().request()["max_rtt_ms"]) == ("", None)
+
+
+@pytest.mark.parametrize("near", ["", "  ", 3, (52.5,), (98, 13.4), (52.5, 181), ("a", "b"), "x" * 201, None])
+def test_what_is_no_place_is_refused(near):
+    with pytest.raises(InvalidRequest, match="is not a region, a gateway's host"):
+        read(near=near)
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, "20", float("nan"), float("inf"), 60_001])
+def test_what_is_no_round_trip_is_refused(limit):
+    assert read(max_rtt_ms=20).max_rtt_ms == 20.0
+    with pytest.raises(InvalidRequest, match="is not a round trip in ms"):
+        read(max_rtt_ms=limit)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "measures"),
+    [
+        ({}, False),
+        ({"max_rtt_ms": 20}, True),
+        ({"objective": "latency"}, True),
+        ({"max_rtt_ms": 20, "near": "eu"}, False),
+        ({"near": "eu"}, False),
+    ],
+)
+def test_only_who_wants_to_be_near_itself_measures(keywords, measures):
+    assert read(**keywords).measures is measures
+
+
+def test_a_lease_serves_only_those_who_want_to_be_near_the_same_place():
+    assert read(max_rtt_ms=20).lease_key != read(max_rtt_ms=30).lease_key
+    assert read(near="eu").lease_key != read(near="us").lease_key
+    assert read(near="eu", max_rtt_ms=20).lease_key == read(near="eu", max_rtt_ms=20).lease_key

@@ -127,3 +127,37 @@ def test_an_empty_map_knows_nothing() -> None:
     known = RttMap()
     known.fit()
     assert known.estimates("a", ["b"]) == [None]
+
+
+def seen(known: RttMap, measured: int) -> list[float]:
+    """Relative errors of what a place that is not on the map estimates, having measured the first few of it."""
+    here = PLACES + 5
+    errors = []
+    for start in range(0, PLACES, 4):
+        targets = [(start + 7 * step) % PLACES for step in range(measured)]
+        rtts = {f"p{other}": true_rtt(here, other) for other in targets}
+        for other, found in enumerate(known.seen_from(rtts, [f"p{n}" for n in range(PLACES)])):
+            assert found is not None
+            assert found.measured is (other in targets)
+            errors.append(abs(found.rtt_ms / true_rtt(here, other) - 1))
+    return errors
+
+
+def test_a_place_off_the_map_estimates_by_what_it_measured_and_moves_nothing(known: RttMap) -> None:
+    before = known.estimates("p1", [f"p{n}" for n in range(PLACES)])
+    errors = sorted(seen(known, 8))
+    assert errors[len(errors) // 2] < 0.1
+    assert known.estimates("p1", [f"p{n}" for n in range(PLACES)]) == before
+
+
+def test_a_place_off_the_map_that_measured_too_little_knows_only_that(known: RttMap) -> None:
+    one, other = known.seen_from({"p1": 20.0, "p2": 30.0, "elsewhere": 4.0}, ["p1", "p3"])
+    assert one is not None
+    assert (one.rtt_ms, one.measured) == (20.0, True)
+    assert other is None
+    assert RttMap().seen_from({"p1": 20.0}, ["p1", "p2"]) == [one, None]
+
+
+def test_what_is_not_on_the_map_has_no_estimate_from_off_it_either(known: RttMap) -> None:
+    rtts = {f"p{other}": true_rtt(70, other) for other in range(5)}
+    assert known.seen_from(rtts, ["elsewhere"]) == [None]
