@@ -25,7 +25,9 @@ def run(function: Callable[..., R], *args: Any, kwargs: Mapping[str, Any] | None
         function: any callable; what it refers to travels with it.
         args: its positional arguments.
         kwargs: its keyword arguments, as a dict.
-        keywords: where and how to run: gpu, tier, max_price, budget, timeout, retry, … (docs).
+        keywords: where and how to run: gpu, tier, max_price, budget, timeout, retry, … (docs). `near` (a region, a
+            gateway's host, or latitude and longitude; default this process) with `max_rtt_ms` or `objective="latency"`:
+            how far the gateway may be, or that the nearest is wanted; the few best are measured before the choice.
 
     Raises:
         InvalidRequest: before anything is sent.

@@ -5,13 +5,22 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from fabric.agent.gateway import Gateway
+from fabric.agent.gateway import Gateway, Refusal
 from fabric.ping import round_trips_us
 from fabric.wire.clock import SystemClock
+from fabric.wire.tokens import LeaseToken
 
 
 class NoLeases:
-    token_key = None
+    """A gateway behind which nothing is leased."""
+
+    token_key: bytes | None = None
+
+    def superseded(self, token: LeaseToken) -> bool:
+        return False
+
+    async def node_of(self, token: LeaseToken) -> tuple[str, str]:
+        raise Refusal("operator_lost", "there is no lease")
 
 
 @asynccontextmanager
