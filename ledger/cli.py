@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ledger.epoch import Verdict, verify_file
+from ledger.epoch import Verdict, not_carried, read_file, verify_file
 from ledger.published import fetch, get
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -19,6 +19,7 @@ Url = Annotated[str, typer.Option("--url", envvar="FABRIC_URL", help="The contro
 Name = Annotated[str, typer.Argument(metavar="ID")]
 
 _GPU_COLUMNS = ("epoch", "gpu", "holder", "pool", "operator", "gpu_ms", "dc", "wei")
+_SHOWN = ("price_source", "price_usd_e18", "settlement", "stake_bps")
 _EPOCH_COLUMNS = ("gpu", "gpu_ms", "dc", "leases_root", "payers", "largest_payer_bps")
 
 
@@ -79,14 +80,17 @@ def epoch(
 ) -> None:
     """A closed epoch: totals, roots and GPUs. With --verify: exit code 1 if any number disagrees.
 
-    Where FABRIC_CHAIN_URL and FABRIC_CHAIN_ADDRESSES are set, --verify compares it with the chain too.
+    --verify also holds it to the file of the epoch before, whose sums it goes on from; and, where FABRIC_CHAIN_URL and
+    FABRIC_CHAIN_ADDRESSES are set, both files to the chain.
     """
     found = get(url, f"/v1/ledger/epochs/{number}")
     if verify:
         body = fetch(url, f"/v1/ledger/epochs/{number}/file").content
+        before = fetch(url, f"/v1/ledger/epochs/{number - 1}/file").content if number else None
         verdict = verify_file(body)
-        state, faults = _on_chain(body)
-        _print_verdict(verdict, [*verdict.faults, *differences(found, verdict), *faults], state, as_json=as_json)
+        state, faults = _on_chain(body, before)
+        faults = [*verdict.faults, *differences(found, verdict, body), *not_carried(body, before), *faults]
+        _print_verdict(verdict, faults, state, as_json=as_json)
     elif as_json:
         _print_json(found)
     elif as_csv:
@@ -95,9 +99,11 @@ def epoch(
         _print_epoch(found)
 
 
-def differences(row: Mapping[str, Any], verdict: Verdict) -> list[str]:
+def differences(row: Mapping[str, Any], verdict: Verdict, body: bytes) -> list[str]:
     """Where an epoch's row, as the API shows it, and the recomputation of its file disagree."""
-    computed = {
+    _, content = read_file(body)
+    computed = {name: content[name] for name in _SHOWN} | content["totals"]
+    computed |= {
         "n": verdict.epoch,
         "payout_root": "0x" + verdict.payout_root.hex(),
         "usage_root": "0x" + verdict.usage_root.hex(),
@@ -106,12 +112,12 @@ def differences(row: Mapping[str, Any], verdict: Verdict) -> list[str]:
     return [
         f"{name}: the epoch says {row[name]}, recomputed {value}"
         for name, value in computed.items()
-        if row[name] != value
+        if str(row[name]) != str(value)
     ]
 
 
-def _on_chain(body: bytes) -> tuple[str, Sequence[str]]:
-    """Where the epoch stands on the configured chain, in words, and what differs there."""
+def _on_chain(body: bytes, before: bytes | None) -> tuple[str, Sequence[str]]:
+    """Where the epoch stands on the configured chain, in words, and what differs there, or of the epoch before."""
     from ledger.chain.telling import settings_told, told
 
     settings = settings_told()
@@ -124,7 +130,9 @@ def _on_chain(body: bytes) -> tuple[str, Sequence[str]]:
         link = ChainLink.from_settings(settings)
         assert link is not None
         found = compare(link.client(), body)
-    return f"{found.state} on chain {link.book.chain_id}", found.faults
+        earlier = () if before is None else compare(link.client(), before).faults
+    faults = (*found.faults, *(f"the epoch before: {fault}" for fault in earlier))
+    return f"{found.state} on chain {link.book.chain_id}", faults
 
 
 def _party(party: str, name: str, *, as_json: bool, as_csv: bool, url: str) -> None:

@@ -5,7 +5,7 @@ compare the roots. Knows no database; chain states are set by whoever watches th
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -199,6 +199,29 @@ def verify_file(body: bytes) -> Verdict:
     if sum(facts.payers.values()) != result.totals.burned_dc:
         faults = (*faults, "the payers' DC do not sum to the DC burned")
     return Verdict(given.epoch, result.payout_root, result.usage_root, result.exit_root, file_hash(body), faults)
+
+
+def not_carried(body: bytes, before: bytes | None) -> Iterator[str]:
+    """Where an epoch's file does not go on from the sums of the one before: what no closed epoch granted.
+
+    Args:
+        body: the file.
+        before: the file of the epoch before; None for epoch 0, which has none.
+
+    Raises:
+        ValueError: one of them is not a file of this version.
+    """
+    given, _ = read_file(body)
+    content = {"payouts": [], "exits": []} if before is None else read_file(before)[1]
+    owed = {(gpu, who): int(total) for gpu, who, _, total in content["payouts"]}
+    for pair in sorted(owed.keys() | given.previous.keys()):
+        was, said = owed.get(pair, 0), given.previous.get(pair, 0)
+        if was != said:
+            yield f"payouts: the file goes on from {said} wei of {pair[1]} for {pair[0]}, the epoch before has {was}"
+    given_back = {exit_.account: exit_.cumulative_dc for exit_ in given.exits}
+    for account, dc in content["exits"]:
+        if given_back.get(account, 0) < int(dc):
+            yield f"exits: the file has {given_back.get(account, 0)} DC of {account}, the epoch before had {dc}"
 
 
 def _faults(stated: Mapping[str, Any], again: Mapping[str, Any]) -> Iterable[str]:

@@ -19,7 +19,7 @@ from ledger.chain.calls import Closing
 from ledger.chain.client import ChainClient
 from ledger.chain.deploy import Deployment
 from ledger.chain.deploy import deploy as deploy_contracts
-from ledger.chain.errors import BadKey, PriceUnavailable
+from ledger.chain.errors import BadKey, Disagreement, PriceUnavailable
 from ledger.chain.link import ChainLink
 from ledger.chain.outbox import Outbox
 from ledger.chain.settings import ChainSettings
@@ -30,9 +30,14 @@ from ledger.chain.tables import OutboxRow
 from ledger.chain.telling import settings_told, told
 from ledger.database import Transactions, open_engine
 from ledger.emission import DEFAULT_SCHEDULE, WEI_PER_BCT
+from ledger.epoch import not_carried
 from ledger.leaves import address_bytes
 from ledger.published import fetch, get
 from ledger.tables import table_of
+
+MAX_BCT = (2**96 - 1) // WEI_PER_BCT
+MAX_SECONDS = 30 * 86_400
+"""As in the contracts: what they would refuse in the end is not begun, for contracts once created stay."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -40,7 +45,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Url = Annotated[str, typer.Option("--url", envvar="FABRIC_URL", help="The control plane; default: this machine's.")]
 Out = Annotated[Path, typer.Option(help="Where to write the address book.", dir_okay=False)]
 Address = Annotated[str, typer.Option(metavar="ADDRESS", help="Default: the deploying key's.")]
-Bct = Annotated[int, typer.Option(min=0, help="Whole BCT.")]
+Bct = Annotated[int, typer.Option(min=1, max=MAX_BCT, help="Whole BCT.")]
 
 _POLL_S = 1.0
 
@@ -49,7 +54,7 @@ _POLL_S = 1.0
 def deploy(
     *,
     out: Out,
-    genesis_bct: Annotated[int, typer.Option(min=0, help="BCT that exist from the beginning.")],
+    genesis_bct: Annotated[int, typer.Option(min=0, max=MAX_BCT, help="BCT that exist from the beginning.")],
     genesis_holder: Address = "",
     owner: Address = "",
     poster: Address = "",
@@ -58,18 +63,24 @@ def deploy(
     reporter: Annotated[
         list[str] | None, typer.Option(metavar="ADDRESS", help="Repeatable; default: the key's.")
     ] = None,
-    quorum: Annotated[int, typer.Option(min=1, help="Fresh reports that make a price.")] = 1,
-    start_s: Annotated[int | None, typer.Option(help="Unix second at which epoch 0 begins; default: now.")] = None,
-    epoch_s: Annotated[int, typer.Option(min=1, help="Seconds of an epoch.")] = 86_400,
-    window_s: Annotated[int, typer.Option(min=1, help="Seconds of the dispute window.")] = 86_400,
+    quorum: Annotated[int, typer.Option(min=1, max=15, help="Fresh reports that make a price.")] = 1,
+    start_s: Annotated[
+        int | None, typer.Option(min=0, max=2**40, help="Unix second at which epoch 0 begins; default: now.")
+    ] = None,
+    epoch_s: Annotated[int, typer.Option(min=1, max=MAX_SECONDS, help="Seconds of an epoch.")] = 86_400,
+    window_s: Annotated[int, typer.Option(min=1, max=MAX_SECONDS, help="Seconds of the dispute window.")] = 86_400,
     supply_bct: Bct = DEFAULT_SCHEDULE.total_wei // WEI_PER_BCT,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs over which the supply is emitted.")] = (
+    epochs: Annotated[int, typer.Option(min=1, max=100_000, help="Epochs over which the supply is emitted.")] = (
         DEFAULT_SCHEDULE.epochs
     ),
-    stake_bps: Annotated[int, typer.Option(help="Stakers' share of each epoch's pay.")] = 500,
-    step_bps: Annotated[int, typer.Option(help="A larger move of the price within an hour halts the oracle.")] = 2000,
-    freshness_s: Annotated[int, typer.Option(help="Seconds for which a reported price holds.")] = 3600,
-    bond_bct: Bct = 1000,
+    stake_bps: Annotated[int, typer.Option(min=200, max=1000, help="Stakers' share of each epoch's pay.")] = 500,
+    step_bps: Annotated[
+        int, typer.Option(min=100, max=5000, help="A larger move of the price within an hour halts the oracle.")
+    ] = 2000,
+    freshness_s: Annotated[
+        int, typer.Option(min=60, max=86_400, help="Seconds for which a reported price holds.")
+    ] = 3600,
+    bond_bct: Annotated[int, typer.Option(min=1, max=1_000_000, help="Whole BCT that a dispute puts at stake.")] = 1000,
     base_uri: Annotated[str, typer.Option(help="Of the GPU titles' metadata.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -79,6 +90,8 @@ def deploy(
         signer = Signer.from_settings(settings)
         if out.exists():
             raise InvalidRequest(f"{out} exists; a deployment is not undone: name another file, or move this one away")
+        if not os.access(out.absolute().parent, os.W_OK):
+            raise InvalidRequest(f"no file can be written in {out.absolute().parent}; name another place for --out")
         named = {"genesis_holder": genesis_holder, "owner": owner, "poster": poster, "registrar": registrar}
         roles = {
             name: _address(name, given or signer.address) for name, given in (named | {"stakers": stakers}).items()
@@ -154,7 +167,10 @@ def settle(
 
 
 class PublishedClosings:
-    """Closings from the files that a control plane publishes, each computed again before it is believed."""
+    """Closings from the files that a control plane publishes, each computed again before it is believed.
+
+    Each is also held to the file of the epoch before, whose sums it has to go on from.
+    """
 
     def __init__(self, url: str, settlement: str) -> None:
         self._url = url
@@ -169,7 +185,15 @@ class PublishedClosings:
     def closing(self, epoch: int) -> Closing | None:
         if epoch >= self.closed:
             return None
-        return closing_of(fetch(self._url, f"/v1/ledger/epochs/{epoch}/file").content, self._settlement)
+        body = self._file(epoch)
+        closing = closing_of(body, self._settlement)
+        fault = next(not_carried(body, self._file(epoch - 1) if epoch else None), None)
+        if fault is not None:
+            raise Disagreement(f"the file of epoch {epoch} does not go on from the one before: {fault}")
+        return closing
+
+    def _file(self, epoch: int) -> bytes:
+        return fetch(self._url, f"/v1/ledger/epochs/{epoch}/file").content
 
 
 def _settle(settler: Settler, closings: PublishedClosings, wait_s: float) -> Step:

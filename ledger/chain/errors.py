@@ -63,7 +63,7 @@ class Reverted(ChainError):
 
     def __init__(self, name: str, arguments: tuple[object, ...] = ()) -> None:
         self.name, self.arguments = name, arguments
-        shown = ", ".join("0x" + a.hex() if isinstance(a, bytes) else str(a) for a in arguments)
+        shown = ", ".join(_shown(argument) for argument in arguments)
         super().__init__(
             f"the contract refused: {name}({shown}); its meaning stands in ledger/contracts/src/interfaces"
         )
@@ -91,3 +91,11 @@ class WalletTaken(ChainError):
 
 class StillHalted(ChainError):
     pass
+
+
+def _shown(argument: object) -> str:
+    """Bytes that are padded text, as the name of a parameter, are shown as text."""
+    if not isinstance(argument, bytes):
+        return str(argument)
+    text = argument.rstrip(b"\0")
+    return text.decode() if text.isalpha() else "0x" + argument.hex()

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -10,8 +11,10 @@ from typer.testing import CliRunner
 
 from fabric.wire.errors import InvalidRequest, ServiceError
 from ledger import queries
+from ledger.allocate import allocate
 from ledger.cli import app
 from ledger.closing import file_of
+from ledger.epoch import epoch_file, facts_of, read_file, verify_file
 from ledger.leaves import gpu_id_hex
 
 GPU = gpu_id_hex("GPU-1")
@@ -32,6 +35,8 @@ def pages(funded, session, use, clock) -> dict[str, bytes]:
     gpu |= {"used_usd": "$0.10", "utilised_gpu_ms": 0, "earned_bct": "0.95", "cash_flow": [line]}
     epoch = {"n": 0, "settlement": row.settlement, "burned_usd": "$0.10", "gpu_ms": row.gpu_ms, "paid_bct": "1"}
     epoch |= {"price_usd_e18": str(row.price_usd_e18), "price_source": "test", "file_hash": "0x" + row.file_hash.hex()}
+    totals = json.loads(body)["totals"]
+    epoch |= {"stake_bps": row.stake_bps} | {name: totals[name] for name in totals if name != "gpu_ms"}
     epoch |= {"payout_root": "0x" + row.payout_root.hex(), "usage_root": "0x" + row.usage_root.hex()}
     epoch["usage"] = [
         {"gpu": GPU, "gpu_ms": 180_000, "dc": "10000", "usd": "$0.10", "leases_root": "0x", "payers": 1,
@@ -108,7 +113,9 @@ def test_verification_recomputes_the_roots_from_the_public_file_alone(fabric_led
     assert "every number agrees" in fabric_ledger("epoch", "0", "--verify")[1]
 
 
-@pytest.mark.parametrize("name", ["payout_root", "usage_root", "file_hash"])
+@pytest.mark.parametrize(
+    "name", ["payout_root", "usage_root", "file_hash", "burned_dc", "paid_wei", "gpu_ms", "price_usd_e18", "settlement"]
+)
 def test_verification_fails_when_the_epoch_says_something_else_than_its_file(fabric_ledger, pages, name):
     epoch = json.loads(pages["/v1/ledger/epochs/0"])
     pages["/v1/ledger/epochs/0"] = json.dumps(epoch | {name: "0x00"}).encode()
@@ -124,6 +131,34 @@ def test_verification_fails_when_a_number_in_the_file_was_changed(fabric_ledger,
     code, out = fabric_ledger("epoch", "0", "--verify", "--json")
     assert code == 1
     assert json.loads(out)["agrees"] is False
+
+
+def test_verification_fails_when_sums_do_not_go_on_from_the_epoch_before(fabric_ledger, pages):
+    def publish(epoch: int, body: bytes) -> None:
+        verdict, (_, content) = verify_file(body), read_file(body)
+        assert verdict.faults == ()
+        row = content | content["totals"] | {"n": epoch, "file_hash": "0x" + verdict.file_hash.hex()}
+        pages[f"/v1/ledger/epochs/{epoch}"] = json.dumps(row).encode()
+        pages[f"/v1/ledger/epochs/{epoch}/file"] = body
+
+    first = pages["/v1/ledger/epochs/0/file"]
+    given, content = read_file(first)
+    owed = {(gpu, holder): int(total) for gpu, holder, _, total in content["payouts"]}
+    assert owed
+
+    def later(epoch: int, previous: dict[tuple[str, str], int]) -> bytes:
+        next_given = replace(given, epoch=epoch, lines=[], gpus=[], available=[], pools={}, previous=previous)
+        return epoch_file(next_given, allocate(next_given), replace(facts_of(content), payers={}))
+
+    publish(1, later(1, owed))
+    code, out = fabric_ledger("epoch", "1", "--verify")
+    assert (code, "every number agrees" in out) == (0, True)
+    for wrong in ({pair: total + 1 for pair, total in owed.items()}, {}, owed | {(GPU, "0x" + "11" * 20): 1}):
+        publish(1, later(1, wrong))
+        code, out = fabric_ledger("epoch", "1", "--verify")
+        assert (code, "payouts: the file goes on from" in out) == (1, True)
+    publish(0, later(0, owed))
+    assert "payouts: the file goes on from" in fabric_ledger("epoch", "0", "--verify")[1]
 
 
 def test_what_the_control_plane_does_not_know_is_said_in_its_words(fabric_ledger):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from ledger.epoch import (
     epoch_file,
     file_hash,
     next_state,
+    not_carried,
     read_file,
     verify_file,
 )
@@ -127,3 +129,40 @@ def test_a_file_of_another_version_is_refused():
     _, body = file()
     with pytest.raises(ValueError, match="version"):
         read_file(body.replace(b'"version":2', b'"version":1'))
+
+
+def after(body: bytes, **changed: object) -> bytes:
+    """The file of an epoch that goes on from another one's, with parts of it changed."""
+    given_input, content = read_file(body)
+    owed = {(gpu, who): int(total) for gpu, who, _, total in content["payouts"]}
+    following = replace(given_input, epoch=given_input.epoch + 1, **({"previous": owed} | changed))  # type: ignore[arg-type]
+    return epoch_file(following, allocate(following), FACTS)
+
+
+def test_an_epoch_goes_on_from_the_sums_of_the_one_before():
+    _, body = file()
+    assert not list(not_carried(after(body), body))
+    assert not list(
+        not_carried(after(body, exits=[Exit(OPERATOR, 8), Exit(HOLDER, 5), Exit("0x" + "33" * 20, 1)]), body)
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"previous": {}},
+        {"previous": {(OTHER, OPERATOR): 77}},
+        {"exits": [Exit(OPERATOR, 6), Exit(HOLDER, 5)]},
+        {"exits": [Exit(OPERATOR, 7)]},
+    ],
+)
+def test_sums_that_begin_otherwise_and_exits_that_shrink_are_found(changed):
+    _, body = file()
+    assert list(not_carried(after(body, **changed), body))
+
+
+def test_the_first_epoch_begins_with_nothing():
+    given_input, body = file()
+    assert [fault for fault in not_carried(body, None) if "77 wei" in fault]
+    first = replace(given_input, previous={})
+    assert not list(not_carried(epoch_file(first, allocate(first), FACTS), None))

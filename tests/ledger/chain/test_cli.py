@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -13,9 +14,11 @@ from ledger.allocate import EpochInput, allocate
 from ledger.chain import calls
 from ledger.chain.book import AddressBook
 from ledger.chain.client import ChainClient
+from ledger.chain.rpc import connect
 from ledger.chain.signer import Signer
 from ledger.chain.statement import settlement_of
-from ledger.epoch import CloseFacts, epoch_file, file_hash
+from ledger.chain.transactions import next_nonce
+from ledger.epoch import CloseFacts, epoch_file, facts_of, file_hash, read_file
 from ledger.settings import LedgerSettings
 
 KEY = "0x" + keccak256(b"test key of", b"deployer").hex()
@@ -108,6 +111,32 @@ def test_nothing_is_deployed_without_a_key_with_an_empty_one_or_for_a_wrong_addr
     assert not (tmp_path / "book.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--out", "nowhere/book.json"), "no file can be written in"),
+        (("--start-s", "-5"), "Invalid value for '--start-s'"),
+        (("--epochs", "100001"), "Invalid value for '--epochs'"),
+        (("--stake-bps", "199"), "Invalid value for '--stake-bps'"),
+        (("--freshness-s", "-1"), "Invalid value for '--freshness-s'"),
+        (("--genesis-bct", str(10**70)), "Invalid value for '--genesis-bct'"),
+        (("--bond-bct", "0"), "Invalid value for '--bond-bct'"),
+        (("--quorum", "2"), "OutOfBounds(quorum, 2)"),
+    ],
+)
+def test_a_deployment_that_cannot_succeed_is_refused_before_anything_is_sent(
+    chain, evm, tmp_path, monkeypatch, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    rpc = connect(evm.url)
+    sender = Signer(bytes.fromhex(KEY[2:])).address
+    before = next_nonce(rpc, sender)
+    code, _, errors = chain("deploy", "--out", "book.json", "--genesis-bct", "1", *words)
+    assert (code, said in " ".join(errors.split())) == (REFUSED, True), errors
+    assert next_nonce(rpc, sender) == before
+    assert not (tmp_path / "book.json").exists()
+
+
 def test_nothing_is_settled_without_a_key_or_a_control_plane(chain, deployed_by_command):
     code, _, errors = chain("settle", KEY=None)
     assert (code, "no key to settle with" in errors) == (NO_KEY, True)
@@ -140,7 +169,8 @@ def published(evm, deployed_by_command, tmp_path) -> Iterator[tuple[str, dict[st
     result = allocate(given)
     body = epoch_file(given, result, facts)
     row = {"n": 0, "payout_root": "0x" + result.payout_root.hex(), "usage_root": "0x" + result.usage_root.hex()}
-    row |= {"file_hash": "0x" + file_hash(body).hex()}
+    row |= {"file_hash": "0x" + file_hash(body).hex()} | json.loads(body)["totals"]
+    row |= {"price_source": "oracle", "price_usd_e18": str(10**18), "settlement": told, "stake_bps": 500}
     pages = {
         "/v1/ledger/epochs?limit=1": json.dumps({"epochs": [row]}).encode(),
         "/v1/ledger/epochs/0": json.dumps(row).encode(),
@@ -163,6 +193,15 @@ def published(evm, deployed_by_command, tmp_path) -> Iterator[tuple[str, dict[st
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def test_an_epoch_whose_sums_begin_with_what_nobody_was_owed_is_not_sent(chain, published):
+    url, pages = published
+    given, content = read_file(pages["/v1/ledger/epochs/0/file"])
+    invented = replace(given, previous={("0x" + "11" * 32, "0x" + "22" * 20): 10**18})
+    pages["/v1/ledger/epochs/0/file"] = epoch_file(invented, allocate(invented), facts_of(content))
+    code, _, errors = chain("settle", "--url", url)
+    assert (code, "does not go on from the one before" in errors) == (REFUSED, True)
 
 
 def test_a_published_epoch_is_settled_once_and_verified_on_the_chain(chain, evm, published, capsys, tmp_path):
