@@ -217,7 +217,7 @@ def receipt(
 ) -> None:
     """A run's signed receipts."""
     path = Path(run)
-    found = RunReceipt.from_answer(json.loads(path.read_text())) if path.is_file() else verbs.attach(run).receipt()
+    found = _kept(path) if path.is_file() else verbs.attach(run).receipt()
     if as_json:
         _print_json(found.to_answer())
         return
@@ -246,6 +246,14 @@ def audit(*, as_json: Json = False) -> None:
             first = "" if check["ok"] else f"  first: {check['first_bad']}"
             print(f"{'ok ' if check['ok'] else 'BAD'} {check['invariant']:2} {check['name']}{first}")
     raise typer.Exit(0 if answer["ok"] else 1)
+
+
+def _kept(path: Path) -> RunReceipt:
+    """Receipts from the file that they were kept in."""
+    try:
+        return RunReceipt.from_answer(json.loads(path.read_bytes()))
+    except (OSError, ValueError, ReceiptError) as error:
+        raise InvalidRequest(f"{path} holds no receipts as `fabric receipt RUN --json` prints them: {error}") from None
 
 
 def _print_proof(proof: RunProof) -> None:

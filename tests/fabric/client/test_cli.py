@@ -62,3 +62,12 @@ def test_stopping_a_run_says_what_became_of_it(finished, capsys):
 def test_an_unknown_grouping_of_costs_is_refused(small_fabric, capsys):
     assert cli.main(["cost", "--by", "colour"]) == 2
     assert "allowed: gpu, operator, name, kind" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[1", b"\xff", b"null"])
+def test_a_file_that_holds_no_receipts_is_refused_by_its_name(tmp_path, capsys, content):
+    (tmp_path / "kept.json").write_bytes(content)
+    assert cli.main(["receipt", str(tmp_path / "kept.json"), "--verify"]) == 2
+    errors = capsys.readouterr().err
+    assert "kept.json" in errors
+    assert "Traceback" not in errors
