@@ -13,6 +13,7 @@ from api import bootstrap, errors, ledger_jobs, sweeps
 from api.agents import Agents
 from api.ingest import Ingest
 from api.limits import BodyLimit
+from api.listening import Listener
 from api.metering import Metering
 from api.plane import Plane, build
 from api.routes import account, agent, audit, blobs, enrol, health, inventory, leases, ledger, offers, runs, sessions
@@ -90,6 +91,7 @@ def _lifespan(tick_s: float | None) -> Callable[[FastAPI], contextlib.AbstractAs
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         plane: Plane = app.state.plane
         plane.signals.bind(asyncio.get_running_loop())
+        listener = _listener(plane)
         jobs = [asyncio.create_task(app.state.ingest.run()), asyncio.create_task(_queue(plane))]
         if tick_s is not None:
             jobs += [
@@ -109,9 +111,20 @@ def _lifespan(tick_s: float | None) -> Callable[[FastAPI], contextlib.AbstractAs
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
+            if listener is not None:
+                await to_thread.run_sync(listener.close)
             plane.database.close()
 
     return lifespan
+
+
+def _listener(plane: Plane) -> Listener | None:
+    """Hears the other control planes; on SQLite there are none."""
+    if plane.database.is_sqlite:
+        return None
+    listener = Listener(plane.database.url, plane.signals.notify, plane.signals.notify_all)
+    listener.start()
+    return listener
 
 
 async def _every(seconds: float, act: Callable[[], Awaitable[object]]) -> None:

@@ -1,22 +1,34 @@
 """The database behind one interface: write transactions, read transactions, and what is said after a commit.
 
 The only module of the control plane that knows which database it is. Every write transaction takes the write lock at
-its start (SQLite: BEGIN IMMEDIATE, and inside this process a fair lock instead of SQLite's polling), so what it read
-still holds when it writes. Readers see a snapshot and wait for nobody.
+its start (SQLite: BEGIN IMMEDIATE, and inside this process a fair lock instead of SQLite's polling; PostgreSQL: an
+advisory lock that all control planes share), so what it read still holds when it writes. Readers wait for nobody.
 """
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlmodel import Session
 
 from ledger.database import open_engine
 
+CHANNEL = "fabric_topics"
+"""Where the control planes on one PostgreSQL tell each other what changed."""
+
 _TOPICS = "fabric.topics"
+_WRITE_LOCK = 0x666162726963
+_CONFLICTS = frozenset({"40001", "40P01"})
+_ATTEMPTS = 5
+
+_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
+_NOTIFY = text("SELECT pg_notify(:channel, :topic)")
+
+Result = TypeVar("Result")
 _AT_END = "fabric.at_end"
 
 
@@ -40,12 +52,30 @@ class Database:
         """One write transaction: committed at the end of the block, rolled back when it raises."""
         with self._lock or nullcontext(), Session(self.writer, expire_on_commit=False) as session:
             session.connection()
+            if not self.is_sqlite:
+                session.execute(_LOCK, {"key": _WRITE_LOCK})
             with _ending(session):
                 yield session
+                topics = list(dict.fromkeys(session.info.pop(_TOPICS, ())))
+                if topics and not self.is_sqlite:
+                    session.execute(_NOTIFY, [{"channel": CHANNEL, "topic": topic} for topic in topics])
                 session.commit()
-            topics = session.info.pop(_TOPICS, ())
         if topics:
-            self._notify(*dict.fromkeys(topics))
+            self._notify(*topics)
+
+    def transact(self, work: Callable[[Session], Result]) -> Result:
+        """One write transaction, done again as a whole when the database ends it for a conflict with another.
+
+        Args:
+            work: changes nothing but rows of the session it is given, a new one each time.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._once(work)
+            except DBAPIError as error:
+                if not is_conflict(error):
+                    raise
+        return self._once(work)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -75,6 +105,15 @@ class Database:
     def close(self) -> None:
         self.writer.dispose()
         self.reader.dispose()
+
+    def _once(self, work: Callable[[Session], Result]) -> Result:
+        with self.write() as session:
+            return work(session)
+
+
+def is_conflict(error: DBAPIError) -> bool:
+    """Whether the transaction may succeed when it is done again: a serialisation failure or a deadlock."""
+    return getattr(error.orig, "sqlstate", None) in _CONFLICTS
 
 
 def say(session: Session, *topics: str) -> None:

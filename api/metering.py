@@ -100,16 +100,18 @@ class Metering:
         return answers
 
     def _transact(self, verified: list[tuple[int, Verified]]) -> list[tuple[int, Answer]]:
-        with self._plane.database.write() as session:
-            batch = Batch(self._plane, session, [one for _, one in verified])
-            with session.no_autoflush:
-                refusals = [(index, said) for index, one in verified if (said := batch.take(one)) is not None]
-            batch.book()
-            last = {one.receipt.lease: index for index, one in verified}
-            acks = [(last[lease], ack) for lease, ack in batch.acks()]
+        batch, answers = self._plane.database.transact(lambda session: self._book(session, verified))
         for verdict, count in batch.counts.items():
             self._count(verdict, count)
-        return [*refusals, *acks]
+        return answers
+
+    def _book(self, session: Session, verified: list[tuple[int, Verified]]) -> tuple[Batch, list[tuple[int, Answer]]]:
+        batch = Batch(self._plane, session, [one for _, one in verified])
+        with session.no_autoflush:
+            refusals = [(index, said) for index, one in verified if (said := batch.take(one)) is not None]
+        batch.book()
+        last = {one.receipt.lease: index for index, one in verified}
+        return batch, [*refusals, *((last[lease], ack) for lease, ack in batch.acks())]
 
     def _count(self, verdict: str, by: int = 1) -> None:
         self._plane.metrics.receipts.labels(verdict=verdict).inc(by)

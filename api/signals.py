@@ -26,6 +26,11 @@ class Signals:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._fire, topics)
 
+    def notify_all(self) -> None:
+        """Wake everybody who waits: what was said meanwhile is not known. From any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: self._fire(tuple(self._waiting)))
+
     def seen(self, topic: str) -> int:
         """The topic's counter: take it before reading the rows, hand it to `wait`. Only inside the loop."""
         return self._counts[topic]

@@ -1,0 +1,148 @@
+"""Two control planes on one PostgreSQL: one truth, no overselling, no overspending, whole transactions again."""
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlmodel import Session
+
+from api.database import say
+from api.listening import Listener
+from api.plane import Plane, build
+from api.settings import Settings
+from api.tables import FactRow
+from fabric.wire.clock import ManualClock
+from ledger.errors import InsufficientFunds
+
+pytest.importorskip("psycopg", reason="needs the PostgreSQL driver")
+pytestmark = pytest.mark.postgres
+
+BINARIES = Path("/usr/lib/postgresql/15/bin")
+CONFLICT = text("DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory) -> Iterator[str]:
+    """A server of its own on loopback, stopped at the end."""
+    if not (BINARIES / "initdb").exists():
+        pytest.skip("needs PostgreSQL 15 binaries")
+    folder = tmp_path_factory.mktemp("pg")
+    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    for parent in (folder, *folder.parents):
+        if as_postgres and parent != Path("/tmp") and str(parent).startswith("/tmp/"):
+            parent.chmod(0o755)
+    if as_postgres:
+        shutil.chown(folder, "postgres")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    control = [*as_postgres, str(BINARIES / "pg_ctl"), "-D", str(folder / "data"), "-w", "-l", str(folder / "log")]
+    make = [*as_postgres, str(BINARIES / "initdb"), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust"]
+    subprocess.run([*make, "--no-sync"], check=True, capture_output=True)
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True)
+    yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+    subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True)
+
+
+@pytest.fixture
+def planes(url, tmp_path) -> Iterator[list[Plane]]:
+    """Two control planes, built one after the other on the same database."""
+    clock = ManualClock()
+    made = [build(Settings(state_dir=tmp_path / name, database_url=url), clock) for name in ("a", "b")]
+    yield made
+    for plane in made:
+        plane.database.close()
+
+
+def test_two_control_planes_migrate_once_and_are_one_fabric(planes):
+    one, two = planes
+    assert one.fabric_id == two.fabric_id
+    assert one.life != two.life
+
+
+def test_sixty_four_clients_of_two_control_planes_never_overspend_one_wallet(planes):
+    with planes[0].database.write() as session:
+        planes[0].ledger(session).credit_test("alice", 1_000, "t")
+
+    def hold(number: int) -> bool:
+        plane = planes[number % 2]
+        try:
+            with plane.database.write() as session:
+                plane.ledger(session).hold(f"l{number}", f"r{number}", "alice", 30, f"h{number}")
+        except InsufficientFunds:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(hold, range(64))) == 33
+    with planes[1].database.read() as session:
+        assert planes[1].ledger(session).balance("alice").available == 10
+
+
+def test_a_transaction_that_met_a_conflict_is_done_again_as_a_whole(planes):
+    tried: list[int] = []
+
+    def work(session: Session) -> str:
+        tried.append(len(tried))
+        session.add(FactRow(name=f"try-{len(tried)}", value="x"))
+        session.flush()
+        if len(tried) < 3:
+            session.execute(CONFLICT)
+        return "done"
+
+    assert planes[0].database.transact(work) == "done"
+    with planes[1].database.read() as session:
+        assert [session.get(FactRow, f"try-{n}") is not None for n in (1, 2, 3)] == [False, False, True]
+
+
+def test_another_fault_is_not_tried_again(planes):
+    tried: list[int] = []
+
+    def work(session: Session) -> None:
+        tried.append(1)
+        session.add(FactRow(name="fabric_id", value="x"))
+        session.flush()
+
+    with pytest.raises(IntegrityError):
+        planes[0].database.transact(work)
+    assert len(tried) == 1
+
+
+def test_a_conflict_that_does_not_end_is_raised(planes):
+    with pytest.raises(DBAPIError, match="conflict"):
+        planes[0].database.transact(lambda session: session.execute(CONFLICT))
+
+
+def test_what_one_control_plane_commits_wakes_the_other(planes, url):
+    heard: list[str] = []
+    ready, came = threading.Event(), threading.Event()
+
+    def note(topic: str) -> None:
+        heard.append(topic)
+        came.set()
+
+    listener = Listener(url, note, ready.set)
+    listener.start()
+    assert ready.wait(10)
+    with planes[0].database.write() as session:
+        say(session, "cluster:c", "cluster:c")
+    assert came.wait(10)
+    listener.close()
+    assert heard == ["cluster:c"]
+
+
+def test_a_database_that_is_not_there_is_listened_for_again(url):
+    calls: list[int] = []
+    listener = Listener(url.replace("/postgres", "/nowhere"), lambda _: None, lambda: calls.append(1))
+    listener.start()
+    listener.close()
+    assert calls == []
