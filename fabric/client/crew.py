@@ -6,6 +6,7 @@ means is decided by `fabric.client.tasks`, how many are sent by `fabric.client.p
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import Any
 
@@ -180,7 +181,9 @@ class Crew:
             if self._over:
                 await self._report(RunState.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
                 return
-            await self._open_routes({lease["id"]: lease for lease in answer["leases"]})
+            facts = {lease["id"]: lease for lease in answer["leases"]}
+            with nullcontext() if facts else self._office.pool.waiting():
+                await self._open_routes(facts)
         finally:
             self._asking = False
 

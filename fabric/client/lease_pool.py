@@ -5,7 +5,8 @@ in the SDK's loop; asks the control plane for releases, never for leases.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,20 @@ class LeasePool:
         self._start = start
         self._on_line = on_line
         self._idle: list[HeldLease] = []
+        self._waiting = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While a run of this process waits for GPUs, none are kept warm: what lingers is released at once."""
+        self._waiting += 1
+        for held in list(self._idle):
+            if held.timer is not None:
+                held.timer.cancel()
+            self._expire(held)
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
     def take(self, key: tuple[Any, ...], max_price_dc: int | None) -> HeldLease | None:
         """A lingering lease for these resources at no more than this price, for the caller alone."""
@@ -67,7 +82,7 @@ class LeasePool:
 
     def give(self, held: HeldLease, linger_s: float) -> None:
         """Take a lease back; it is released after `linger_s` seconds unless somebody takes it."""
-        if linger_s <= 0 or not held.channel.is_open:
+        if linger_s <= 0 or self._waiting or not held.channel.is_open:
             self.drop(held, Reason.DONE)
             return
         held.channel.listener = self
