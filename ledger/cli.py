@@ -86,7 +86,7 @@ def epoch(
     found = get(url, f"/v1/ledger/epochs/{number}")
     if verify:
         body = fetch(url, f"/v1/ledger/epochs/{number}/file").content
-        before = fetch(url, f"/v1/ledger/epochs/{number - 1}/file").content if number else None
+        before = _file_before(url, number)
         verdict = verify_file(body)
         state, faults = _on_chain(body, before)
         faults = [*verdict.faults, *differences(found, verdict, body), *not_carried(body, before), *faults]
@@ -114,6 +114,12 @@ def differences(row: Mapping[str, Any], verdict: Verdict, body: bytes) -> list[s
         for name, value in computed.items()
         if str(row[name]) != str(value)
     ]
+
+
+def _file_before(url: str, epoch: int) -> bytes | None:
+    """The file of the epoch closed before; None for the first one that was closed, which need not be 0."""
+    found = get(url, f"/v1/ledger/epochs?cursor={epoch}&limit=1")["epochs"]
+    return fetch(url, f"/v1/ledger/epochs/{found[0]['n']}/file").content if found else None
 
 
 def _on_chain(body: bytes, before: bytes | None) -> tuple[str, Sequence[str]]:

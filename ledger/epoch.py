@@ -206,7 +206,7 @@ def not_carried(body: bytes, before: bytes | None) -> Iterator[str]:
 
     Args:
         body: the file.
-        before: the file of the epoch before; None for epoch 0, which has none.
+        before: the file of the epoch before; None for the first that was closed.
 
     Raises:
         ValueError: one of them is not a file of this version.

@@ -47,6 +47,8 @@ def pages(funded, session, use, clock) -> dict[str, bytes]:
         f"/v1/ledger/gpus/{GPU}": json.dumps(gpu).encode(),
         "/v1/ledger/pools/op-1": json.dumps(party).encode(),
         "/v1/ledger/epochs": json.dumps({"epochs": [epoch], "current": {"n": 1}}).encode(),
+        "/v1/ledger/epochs?cursor=0&limit=1": b'{"epochs": []}',
+        "/v1/ledger/epochs?cursor=1&limit=1": json.dumps({"epochs": [epoch]}).encode(),
         "/v1/ledger/epochs/0": json.dumps(epoch).encode(),
         "/v1/ledger/epochs/0/file": body,
     }
@@ -159,6 +161,18 @@ def test_verification_fails_when_sums_do_not_go_on_from_the_epoch_before(fabric_
         assert (code, "payouts: the file goes on from" in out) == (1, True)
     publish(0, later(0, owed))
     assert "payouts: the file goes on from" in fabric_ledger("epoch", "0", "--verify")[1]
+
+
+def test_the_first_epoch_that_was_closed_need_not_be_zero(fabric_ledger, pages):
+    row = json.loads(pages["/v1/ledger/epochs/0"])
+    given, content = read_file(pages["/v1/ledger/epochs/0/file"])
+    seventh = replace(given, epoch=7)
+    body = epoch_file(seventh, allocate(seventh), facts_of(content))
+    verdict = verify_file(body)
+    row |= {"n": 7, "file_hash": "0x" + verdict.file_hash.hex(), "usage_root": "0x" + verdict.usage_root.hex()}
+    pages["/v1/ledger/epochs?cursor=7&limit=1"] = b'{"epochs": []}'
+    pages |= {"/v1/ledger/epochs/7": json.dumps(row).encode(), "/v1/ledger/epochs/7/file": body}
+    assert fabric_ledger("epoch", "7", "--verify")[0] == 0
 
 
 def test_what_the_control_plane_does_not_know_is_said_in_its_words(fabric_ledger):

@@ -172,6 +172,7 @@ def published(evm, deployed_by_command, tmp_path) -> Iterator[tuple[str, dict[st
     row |= {"file_hash": "0x" + file_hash(body).hex()} | json.loads(body)["totals"]
     row |= {"price_source": "oracle", "price_usd_e18": str(10**18), "settlement": told, "stake_bps": 500}
     pages = {
+        "/v1/ledger/epochs?cursor=0&limit=1": b'{"epochs": []}',
         "/v1/ledger/epochs?limit=1": json.dumps({"epochs": [row]}).encode(),
         "/v1/ledger/epochs/0": json.dumps(row).encode(),
         "/v1/ledger/epochs/0/file": body,
@@ -227,5 +228,9 @@ def test_a_published_epoch_is_settled_once_and_verified_on_the_chain(chain, evm,
     pages |= {"/v1/ledger/epochs/0/file": forged, "/v1/ledger/epochs/0": json.dumps(row).encode()}
     assert cli.main(verify) == 1
     assert "closing: the chain has 0x" in capsys.readouterr().out
+    pages |= {"/v1/ledger/epochs/1": json.dumps(row | {"n": 1}).encode(), "/v1/ledger/epochs/1/file": forged}
+    pages["/v1/ledger/epochs?cursor=1&limit=1"] = json.dumps({"epochs": [row]}).encode()
+    assert cli.main(["ledger", "epoch", "1", "--verify", "--url", url]) == 1
+    assert "the epoch before: closing: the chain has 0x" in capsys.readouterr().out
     code, _, errors = chain("settle", "--url", url)
     assert (code, "stands on the chain with closing" in errors) == (REFUSED, True)
