@@ -78,8 +78,12 @@ def _rtt(fleet: Fleet, request: Request, one: Screen, rows: Rows) -> Nearest:
         return Nearest(
             "max_rtt_ms", f"{rows.size} × {_model(fleet, rows)} at an unknown distance", None, int(rows.size)
         )
-    text = f"{rows.size} × {_model(fleet, rows)} at {rtt:.0f} ms, above your {request.max_rtt_ms:.0f} ms"
+    text = f"{rows.size} × {_model(fleet, rows)} at {_ms(rtt)}, above your {_ms(request.max_rtt_ms or 0)}"
     return Nearest("max_rtt_ms", text, rtt, int(rows.size))
+
+
+def _ms(rtt_ms: float) -> str:
+    return f"{rtt_ms:.0f} ms" if rtt_ms >= 10 else f"{rtt_ms:.2g} ms"
 
 
 def _place(change: str, word: str, name_of: Callable[[Fleet, int], object]) -> Callable[..., Nearest]:
