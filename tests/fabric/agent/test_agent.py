@@ -405,7 +405,7 @@ async def test_a_lease_that_the_control_plane_no_longer_knows_is_ended(operator)
         header, _ = await read(socket, channel.CLOSED)
     assert header[1] == Reason.OPERATOR_LOST
     async with asyncio.timeout(10):  # the customer hears it before the disk does
-        while operator.agent._outbox.unacknowledged(("lease_1", 1)):
+        while operator.agent._outbox.unacknowledged(("lease_1", 1)):  # noqa: ASYNC110 - a file has no event
             await asyncio.sleep(0.01)
 
 
