@@ -79,7 +79,7 @@ class Metering:
             except ReceiptError as error:
                 problem = str(error)
             else:
-                return Verified(arrived.operator, signed, receipt, key)
+                return Verified(arrived.operator, arrived.data, signed, receipt, key)
         self._count("forged")
         return refusal(receipt, problem)
 

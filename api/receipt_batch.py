@@ -32,9 +32,10 @@ _TOP_UP_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A receipt whose signature is by `key`, a session key of `operator`, the one that sent it."""
+    """A receipt whose signature is by `key`, a session key of `operator`, the one that sent it as `data`."""
 
     operator: str
+    data: bytes
     signed: SignedReceipt
     receipt: Receipt
     key: bytes
@@ -135,7 +136,7 @@ class Batch:
                 "kind": receipt.kind.value,
                 "hash": receipt.hash,
                 "previous": receipt.previous,
-                "signed": one.signed.to_bytes(),
+                "signed": one.data,
                 "session_key": one.key.hex(),
                 "nonce_seq": receipt.nonce_seq,
                 "window_ms": window,
@@ -226,7 +227,7 @@ class Batch:
                     generation=receipt.generation,
                     seq=receipt.seq,
                     hash=receipt.hash,
-                    signed=one.signed.to_bytes(),
+                    signed=one.data,
                     at_ms=self._now,
                 )
             )
