@@ -14,7 +14,7 @@ from api import ledger_jobs, locks
 from api.plane import Plane
 from ledger.chain.calls import Closing
 from ledger.chain.errors import ChainError
-from ledger.chain.indexer import Indexer
+from ledger.chain.indexer import Did, Indexer
 from ledger.chain.outbox import Outbox
 from ledger.chain.settler import Settler
 from ledger.chain.statement import closing_of
@@ -46,9 +46,11 @@ class ChainJobs:
             with self._store.write():
                 pass
             indexer, settler = self._connected()
-            indexer.run(_BLOCKS_PER_TICK)
+            indexed = indexer.run(_BLOCKS_PER_TICK)
             ledger_jobs.close_over(self._plane)
-            if settler is not None:
+            if indexed is Did.HALTED:
+                self._note("the indexer halted; nothing is sent until a person has looked")
+            elif settler is not None:
                 self._note(settler.run(_STEPS_PER_TICK).text)
         except NotHeld:
             return

@@ -19,6 +19,7 @@ from fabric.wire.hashing import keccak256
 from ledger.chain import calls
 from ledger.chain.client import ChainClient
 from ledger.chain.deploy import Deployment, deploy
+from ledger.chain.index import Index
 from ledger.chain.settings import ChainSettings
 from ledger.chain.signer import Signer
 
@@ -96,6 +97,17 @@ def test_what_is_deposited_on_the_chain_is_available_here_and_survives_the_chain
     jobs.tick()
     assert "does not answer" in fabric.plane.chain.settler_says
     assert fabric.call("GET", "/readyz")["chain"]["halted"] == ""
+
+
+def test_while_the_indexer_is_halted_the_settler_does_nothing(world):
+    fabric, _, jobs = world
+    fabric.plane.chain.signer = person()
+    jobs.tick()
+    assert fabric.plane.chain.settler_says == "epoch 0 is not closed"
+    with fabric.plane.database.write() as session:
+        Index(session).halt("a final block is gone", 1)
+    jobs.tick()
+    assert "the indexer halted" in fabric.plane.chain.settler_says
 
 
 def test_who_does_not_hold_the_chains_lock_reads_nothing(world):
