@@ -42,6 +42,8 @@ class Database:
     def __init__(self, url: str, notify: Callable[..., None] = lambda *_: None) -> None:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
+        self.shared = not self.is_sqlite
+        """Whether other control planes may work on it at the same time."""
         self.writer: Engine = open_engine(url)
         self.reader: Engine = _read_engine(url) if self.is_sqlite else self.writer
         self._notify = notify

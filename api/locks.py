@@ -29,5 +29,5 @@ def hold(plane: Plane, session: Session, name: str) -> int | None:
 
 
 def _is_dead(plane: Plane, row: LockRow) -> bool:
-    """On SQLite there is one process; whoever held the lock before is gone."""
-    return plane.database.is_sqlite and row.owner != plane.life
+    """Where there is one process only, whoever held the lock before is gone."""
+    return not plane.database.shared and row.owner != plane.life

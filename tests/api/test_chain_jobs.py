@@ -115,7 +115,7 @@ def test_who_does_not_hold_the_chains_lock_reads_nothing(world):
     held = LockRow(name="chain", owner="another", fence=7, until_ms=fabric.plane.now_ms() + LEASE_MS)
     with fabric.plane.database.write() as session:
         session.add(held)
-    object.__setattr__(fabric.plane.database, "is_sqlite", False)  # on SQLite another owner is always a dead one
+    fabric.plane.database.shared = True  # alone, another owner is always a dead one
     jobs.tick()
     assert fabric.call("GET", "/readyz")["chain"] is None
     with fabric.plane.database.write() as session:
