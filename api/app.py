@@ -17,13 +17,14 @@ from api.listening import Listener
 from api.metering import Metering
 from api.plane import Plane, build
 from api.routes import account, agent, audit, blobs, enrol, health, inventory, leases, ledger, offers, runs, sessions
+from api.routes import chain as chain_route
 from api.settings import Settings
 from api.signals import CAPACITY
 from fabric.wire.clock import Clock
 from ledger.chain.settings import ChainSettings
 
 _log = structlog.get_logger(__name__)
-_ROUTES = (health, account, offers, runs, leases, sessions, blobs, inventory, enrol, ledger, audit, agent)
+_ROUTES = (health, account, offers, runs, leases, sessions, blobs, inventory, enrol, ledger, chain_route, audit, agent)
 _DESCRIPTION = """
 The control plane of Berkeley Compute: it knows every GPU, places runs, meters them by signed receipts and keeps the
 ledger.

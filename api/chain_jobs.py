@@ -57,6 +57,15 @@ class ChainJobs:
         except ChainError as error:
             self._note(str(error))
 
+    def resume(self) -> None:
+        """Go on after a halt.
+
+        Raises:
+            StillHalted: the chain still contradicts what was final.
+            ChainError: it does not answer.
+        """
+        self._connected()[0].resume()
+
     def _connected(self) -> tuple[Indexer, Settler | None]:
         """Indexer and settler, once the chain was reached and counts the same epochs."""
         if self._parts is None:

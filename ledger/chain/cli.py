@@ -32,7 +32,7 @@ from ledger.database import Transactions, open_engine
 from ledger.emission import DEFAULT_SCHEDULE, WEI_PER_BCT
 from ledger.epoch import not_carried
 from ledger.leaves import address_bytes
-from ledger.published import fetch, get
+from ledger.published import fetch, get, post
 from ledger.tables import table_of
 
 MAX_BCT = (2**96 - 1) // WEI_PER_BCT
@@ -138,6 +138,13 @@ def status(*, as_json: Json = False) -> None:
     print(f"oracle: {found['oracle']}")
     if "key" in found:
         print(f"key {found['key']['address']} has {found['key']['wei']} wei for gas")
+
+
+@app.command()
+def resume(*, url: Url = "") -> None:
+    """Let a control plane follow the chain again after it halted; needs an admin's FABRIC_API_KEY."""
+    answer = post(url, "/v1/chain/resume")
+    typer.echo(f"following chain {answer['chain_id']} again from block {answer['final']}")
 
 
 @app.command()

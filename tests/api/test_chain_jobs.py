@@ -110,6 +110,21 @@ def test_while_the_indexer_is_halted_the_settler_does_nothing(world):
     assert "the indexer halted" in fabric.plane.chain.settler_says
 
 
+def test_an_admin_lets_a_halted_indexer_go_on_and_nobody_else_does(world, evm):
+    fabric, _, jobs = world
+    jobs.tick()
+    with fabric.plane.database.write() as session:
+        Index(session).halt("a final block is gone", 1)
+    fabric.call("POST", "/v1/chain/resume", expect=403)
+    assert fabric.call("GET", "/readyz")["chain"]["halted"] == "a final block is gone"
+    assert fabric.call("POST", "/v1/chain/resume", who="admin")["halted"] == ""
+    jobs.tick()
+    assert "halted" not in fabric.plane.chain.settler_says
+    evm[1].kill()
+    evm[1].wait()
+    fabric.call("POST", "/v1/chain/resume", who="admin", expect=503)
+
+
 def test_who_does_not_hold_the_chains_lock_reads_nothing(world):
     fabric, _, jobs = world
     held = LockRow(name="chain", owner="another", fence=7, until_ms=fabric.plane.now_ms() + LEASE_MS)
