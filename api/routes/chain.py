@@ -12,9 +12,7 @@ from ledger.chain.index import Index
 router = APIRouter(prefix="/v1/chain", tags=["chain"])
 
 
-@router.post(
-    "/resume", summary="Follow the chain again after a halt (admin key)"
-)
+@router.post("/resume", summary="Follow the chain again after a halt (admin key)")
 def resume(plane: PlaneDep, _admin: AdminDep) -> schemas.ChainHealth:
     if plane.chain is None:
         raise NotFound("this control plane has no chain; FABRIC_CHAIN_URL and FABRIC_CHAIN_ADDRESSES name one")
