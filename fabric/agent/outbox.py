@@ -1,10 +1,11 @@
 """The agent's durable memory: receipts not yet acknowledged, and how far each node's journal is told.
 
-SQLite with full sync. A receipt is here before it is sent and until the control plane has it. The calls block: the
-agent makes them from one thread.
+SQLite with full sync. A receipt is here before it is sent and until the control plane has it. The calls block; they may
+come from several threads, one at a time gets through, and closing waits for the one that is in.
 """
 
 import sqlite3
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class Outbox:
         Raises:
             CorruptState: it is not such a file, or another agent has it open.
         """
+        self._turn = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2)
         try:
@@ -66,21 +68,24 @@ class Outbox:
             ) from None
 
     def close(self) -> None:
-        self._db.close()
+        with self._turn:
+            self._db.close()
 
     def leases(self) -> list[StoredLease]:
-        rows = self._db.execute(
-            "SELECT lease, generation, node, seq, previous, covered, state, closed, acked FROM leases"
-        )
+        query = "SELECT lease, generation, node, seq, previous, covered, state, closed, acked FROM leases"
+        with self._turn:
+            rows = self._db.execute(query).fetchall()
         return [StoredLease((row[0], row[1]), *row[2:]) for row in rows]
 
     def nodes(self) -> dict[str, tuple[str, int]]:
         """{node: (id of its journal, offset up to which everything is sealed)}."""
-        return {node: (journal, offset) for node, journal, offset in self._db.execute("SELECT * FROM nodes")}
+        with self._turn:
+            rows = self._db.execute("SELECT * FROM nodes").fetchall()
+        return {node: (journal, offset) for node, journal, offset in rows}
 
     def store(self, sealed: Iterable[Sealed], offsets: Iterable[tuple[str, str, int]]) -> None:
         """Keep receipts and what they cover, durably, in one transaction. Offsets are (node, journal, offset)."""
-        with self._db:
+        with self._turn, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             for each in sealed:
                 self._db.executemany(
@@ -102,14 +107,14 @@ class Outbox:
 
     def ack(self, key: Key, seq: int) -> None:
         """The control plane has the lease's receipts up to `seq`."""
-        with self._db:
+        with self._turn, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("DELETE FROM receipts WHERE lease = ? AND generation = ? AND seq <= ?", (*key, seq))
             self._db.execute("UPDATE leases SET acked = ? WHERE lease = ? AND generation = ?", (seq, *key))
 
     def give_up(self, key: Key, reason: str) -> None:
         """The control plane is done with this lease: its receipts go, its row stays while the journal tells of it."""
-        with self._db:
+        with self._turn, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("DELETE FROM receipts WHERE lease = ? AND generation = ?", key)
             self._db.execute(
@@ -118,5 +123,6 @@ class Outbox:
 
     def unacknowledged(self, key: Key) -> list[tuple[int, bytes]]:
         """(seq, receipt) in order."""
-        rows = self._db.execute("SELECT seq, data FROM receipts WHERE lease = ? AND generation = ? ORDER BY seq", key)
-        return list(rows)
+        query = "SELECT seq, data FROM receipts WHERE lease = ? AND generation = ? ORDER BY seq"
+        with self._turn:
+            return self._db.execute(query, key).fetchall()
