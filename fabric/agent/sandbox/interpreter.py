@@ -3,20 +3,21 @@
 import sys
 from pathlib import Path
 
-import fabric
 from fabric.agent.sandbox.spec import Bind
 
 _CHILD_PACKAGES = ("fabric", "workloads")
 """Of a checkout, what a customer's function may refer to; the control plane and the ledger are not among it."""
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+"""The folder of the package `fabric`, named by its place: importing it would bring in the SDK's names."""
 
 
 def needs() -> tuple[tuple[Bind, ...], dict[str, str]]:
     """Read-only binds and environment: the virtual environment, its base, and the package when it lies elsewhere."""
     prefixes = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
     prefixes |= {Path(sys.executable).resolve().parent.parent}
-    package = Path(next(iter(fabric.__path__))).resolve()
     outside_usr = sorted(prefix for prefix in prefixes if not prefix.is_relative_to("/usr"))
-    if any(package.is_relative_to(prefix) for prefix in prefixes):
+    if any(_PACKAGE.is_relative_to(prefix) for prefix in prefixes):
         return tuple(map(Bind, outside_usr)), {}
-    beside = [place for name in _CHILD_PACKAGES if (place := package.parent / name).is_dir()]
-    return tuple(map(Bind, (*outside_usr, *beside))), {"PYTHONPATH": str(package.parent)}
+    beside = [place for name in _CHILD_PACKAGES if (place := _PACKAGE.parent / name).is_dir()]
+    return tuple(map(Bind, (*outside_usr, *beside))), {"PYTHONPATH": str(_PACKAGE.parent)}
