@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, cast
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised on any change that an older side would misread."""
 
 MAX_MESSAGE_BYTES = 16 << 20
