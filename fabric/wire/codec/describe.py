@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from fabric.wire.codec import arrays, exceptions
+from fabric.wire.codec import arrays, exceptions, tables
 from fabric.wire.codec.hints import Unfit
 from fabric.wire.codec.kinds import Kind
 from fabric.wire.record import Record
@@ -167,8 +167,13 @@ def _array(value: Any) -> Described | None:
     return None if found is None else Described(*found)
 
 
+def _table(value: Any) -> Described | None:
+    found = tables.describe(value)
+    return None if found is None else Described(*found)
+
+
 def _exception(value: Any) -> Described | None:
     return Described(Kind.EXCEPTION, exceptions.fields(value, "")) if isinstance(value, BaseException) else None
 
 
-_BY_NATURE = (_array, _enum, _exception, _dataclass, _named_tuple, _pydantic, _record)
+_BY_NATURE = (_array, _table, _enum, _exception, _dataclass, _named_tuple, _pydantic, _record)

@@ -14,9 +14,9 @@ _HINTS: tuple[tuple[tuple[type, ...], str], ...] = (
     ((PurePath,), "return str(…) of it; files of the worker do not travel"),
 )
 _HINTS_BY_MODULE = {
-    "pandas": "return its columns as arrays: {name: column.to_numpy() for name, column in frame.items()}",
+    "pandas": "DataFrame and Series themselves travel: return one of them, or plain values",
     "polars": "return its columns as arrays: {column.name: column.to_numpy() for column in frame}",
-    "pyarrow": "return its columns as arrays, or .to_pydict() of it",
+    "pyarrow": "tables, batches and arrays travel; return .as_py() of a scalar",
 }
 _BUILTINS = (dict, list, tuple, set, frozenset, str, bytes, int, float, complex)
 

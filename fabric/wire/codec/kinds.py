@@ -31,3 +31,4 @@ class Kind(IntEnum):
     EXCEPTION = 20
     RECORD = 21
     ORDERED_DICT = 22
+    TABLE = 23

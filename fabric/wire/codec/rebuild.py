@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from fabric.wire.codec import arrays, exceptions
+from fabric.wire.codec import arrays, exceptions, tables
 from fabric.wire.codec.errors import CodecError
 from fabric.wire.codec.kinds import Kind
 from fabric.wire.codec.sources import TypeSource
@@ -153,4 +153,5 @@ OF_BUFFER: dict[Kind, Callable[[Any, memoryview], Any]] = {
     Kind.LARGE_BYTES: lambda _, buffer: bytes(buffer),
     Kind.ARRAY: arrays.rebuild_array,
     Kind.TENSOR: arrays.rebuild_tensor,
+    Kind.TABLE: tables.rebuild,
 }
