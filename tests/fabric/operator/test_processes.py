@@ -41,7 +41,10 @@ def test_agent_and_keeper_are_ours():
 
 
 def test_a_living_process_of_this_user_is_seen_and_this_one_is_not():
-    with subprocess.Popen([sys.executable, "-c", "input()", "mark"], stdin=subprocess.PIPE) as child:
+    waits = [sys.executable, "-c", "print(flush=True); input()", "mark"]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # a process that is just being started has no command line yet
         seen = {process.pid: process.arguments for process in own_processes()}
         child.communicate(b"\n")
     assert seen[child.pid][-1] == "mark"
