@@ -13,7 +13,9 @@ from sqlmodel import Session, col
 
 from api.lifecycle import NEAR_SILENT_MS
 from api.schemas import RunRequest
+from api.standing import BOUND
 from api.tables import ClusterRow, GpuRow, LeaseGpuRow, LeaseRow, NodeRow, OperatorRow, PriceRow, RunRow
+from api.verification_tables import StandingRow
 from fabric.placement.fleet import Fleet, FleetError
 from fabric.placement.grammar import parse_gpu
 from fabric.placement.inventory import Assignment, Gpu, GpuShare, Held, Node
@@ -33,6 +35,8 @@ _GPU_COLUMNS = (
     col(GpuRow.simulated),
     col(GpuRow.healthy),
     col(GpuRow.share_sizes_milli),
+    col(StandingRow.level),
+    col(StandingRow.strikes),
 )
 
 
@@ -96,7 +100,8 @@ def reload(session: Session, fleet: Fleet, supply: Suppliers, keys: Collection[t
         if row.cluster in supply.clusters and row.present and not row.lost:
             operator = supply.clusters[row.cluster]
             offered = [_gpu(gpu, prices.get((row.cluster, gpu.model), {})) for gpu in gpus[row.cluster, row.name]]
-            fleet.upsert_node(_node(row, operator, supply.reputations[operator], offered))
+            level = _level(gpus[row.cluster, row.name])
+            fleet.upsert_node(_node(row, operator, supply.reputations[operator], level, offered))
             there.add(node_key(row.cluster, row.name))
     for name in names or ():
         if name not in there:
@@ -139,6 +144,8 @@ def request_of(
         operators=frozenset(run.operators_allow),
         operators_denied=frozenset(run.operators_deny),
         min_reputation=run.min_reputation,
+        min_verification=run.min_verification,
+        interconnect=run.interconnect,
         objective=run.objective,
         python=run.python,
         exclude_nodes=frozenset(avoided),
@@ -180,7 +187,8 @@ def _gpus(session: Session, keys: Collection[tuple[str, str]] | None) -> default
     """As plain rows: there may be a hundred thousand."""
     gpus: defaultdict[tuple[str, str], list[Row[Any]]] = defaultdict(list)
     for part in _parts(keys):
-        query = select(*_GPU_COLUMNS).where(col(GpuRow.present)).order_by(col(GpuRow.uuid))
+        query = select(*_GPU_COLUMNS).outerjoin(StandingRow, col(StandingRow.gpu) == col(GpuRow.uuid))
+        query = query.where(col(GpuRow.present)).order_by(col(GpuRow.uuid))
         if part is not None:
             query = query.where(tuple_(col(GpuRow.cluster), col(GpuRow.node)).in_(part))
         for row in session.execute(query):
@@ -197,11 +205,21 @@ def _gpu(row: Row[Any], prices: dict[Any, int]) -> Gpu:
         vendor=row.vendor,
         shares_milli=tuple(size for size in row.share_sizes_milli if size < 1000),
         simulated=row.simulated,
-        healthy=row.healthy,
+        healthy=_leasable(row),
     )
 
 
-def _node(row: NodeRow, operator: str, reputation: int, gpus: list[Gpu]) -> Node:
+def _leasable(row: Row[Any]) -> bool:
+    """A GPU that failed its verification gets no new lease."""
+    return row.healthy and (row.strikes or 0) < BOUND
+
+
+def _level(gpus: list[Row[Any]]) -> int:
+    """A node is verified as well as the least of the GPUs that it may be leased with."""
+    return min((row.level or 0 for row in gpus if _leasable(row)), default=0)
+
+
+def _node(row: NodeRow, operator: str, reputation: int, verification: int, gpus: list[Gpu]) -> Node:
     return Node(
         name=node_key(row.cluster, row.name),
         operator=operator,
@@ -212,6 +230,8 @@ def _node(row: NodeRow, operator: str, reputation: int, gpus: list[Gpu]) -> Node
         disk_bytes=row.disk_bytes,
         region=row.region,
         reputation=reputation,
+        verification=verification,
+        interconnects=frozenset(row.interconnects),
         pythons=frozenset({row.python}),
     )
 

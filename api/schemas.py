@@ -101,6 +101,8 @@ class RunRequest(_In):
     operators_allow: Names = []
     operators_deny: Names = []
     min_reputation: int = Field(default=0, ge=0, le=1000)
+    min_verification: int = Field(default=0, ge=0, le=3, description="0 (nothing verified) to 3")
+    interconnect: str = Field(default="", max_length=40, description="what must join the nodes, such as nvlink")
     queue_timeout_ms: int = Field(default=600_000, ge=0, le=MAX_QUEUE_MS, description="0: refuse rather than wait")
     startup_timeout_ms: int = Field(default=120_000, ge=1000, le=3_600_000)
     timeout_ms: int = Field(default=0, ge=0, le=MAX_TIMEOUT_MS, description="0: none")
@@ -385,6 +387,18 @@ class Gpu(_Out):
     healthy: bool
     offered: bool
     used_milli: int
+    verification: "Verification"
+
+
+class Verification(_Out):
+    """Where a GPU stands by its challenges: 0 (never passed, or failed since) to 3. The cost is the last one's."""
+
+    level: int
+    passed_at_ms: int | None
+    failed_at_ms: int | None
+    reason: str
+    strikes: int
+    cost_gpu_ms: int
 
 
 class Gpus(_Out):

@@ -137,6 +137,7 @@ class NodeRow(SQLModel, table=True):
     cloudpickle: str
     present: bool
     lost: bool
+    interconnects: list[str] = _json(default_factory=list)
 
 
 class GpuRow(SQLModel, table=True):

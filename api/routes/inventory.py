@@ -9,6 +9,7 @@ from api.deps import PlaneDep, ReadSession
 from api.errors import NotFound
 from api.lifecycle import NEAR_SILENT_MS
 from api.tables import ClusterRow, GpuRow, NodeRow, OperatorRow, SessionKeyRow
+from api.verification_tables import StandingRow
 
 router = APIRouter(prefix="/v1", tags=["inventory"])
 
@@ -49,6 +50,19 @@ def _gpu(session: Session, row: GpuRow, now_ms: int) -> schemas.Gpu:
         healthy=row.healthy,
         offered=up and row.present and row.healthy,
         used_milli=row.used_milli,
+        verification=_verification(session, row.uuid),
+    )
+
+
+def _verification(session: Session, gpu: str) -> schemas.Verification:
+    row = session.get(StandingRow, gpu) or StandingRow(gpu=gpu, level=0, strikes=0, in_a_row=0)
+    return schemas.Verification(
+        level=row.level,
+        passed_at_ms=row.passed_ms,
+        failed_at_ms=row.failed_ms,
+        reason=row.reason,
+        strikes=row.strikes,
+        cost_gpu_ms=row.cost_gpu_ms,
     )
 
 

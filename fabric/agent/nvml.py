@@ -60,6 +60,10 @@ class Nvml:
         rates = _or_zero(pynvml.nvmlDeviceGetUtilizationRates, self._handles[uuid])
         return rates if isinstance(rates, int) else int(rates.gpu)
 
+    def joined_by_nvlink(self) -> bool:
+        """Whether every device has an active NVLink."""
+        return bool(self._handles) and all(_has_nvlink(handle) for handle in self._handles.values())
+
     def _describe(self, uuid: str, handle: Any, driver: str) -> GpuInfo:
         try:
             name = _text(pynvml.nvmlDeviceGetName(handle))
@@ -82,6 +86,13 @@ class Nvml:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _has_nvlink(handle: Any) -> bool:
+    def state(number: int) -> Any:
+        return _or_zero(lambda one: pynvml.nvmlDeviceGetNvLinkState(one, number), handle)
+
+    return any(state(number) for number in range(pynvml.NVML_NVLINK_MAX_LINKS))
 
 
 def _or_zero(read: Any, handle: Any) -> Any:

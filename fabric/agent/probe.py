@@ -21,6 +21,7 @@ class Devices(Protocol):
     def devices(self, uuids: tuple[str, ...]) -> tuple[Path, ...]: ...
     def energy_mj(self, uuid: str) -> int: ...
     def utilisation_pct(self, uuid: str) -> int: ...
+    def joined_by_nvlink(self) -> bool: ...
 
 
 class SimulatedDevices(simulated.NoDevices):
@@ -59,5 +60,13 @@ def describe(node: str, address: str, region: str, devices: Devices, disk: Path)
         python=python_minor(),
         cloudpickle=cloudpickle.__version__,
         region=region,
+        interconnects=_interconnects(devices),
         gpus=devices.inventory(),
     )
+
+
+def _interconnects(devices: Devices) -> list[str]:
+    """What joins the GPUs, or this machine to its neighbours, as far as the machine itself can see."""
+    found = ["nvlink"] if devices.joined_by_nvlink() else []
+    fabric = Path("/sys/class/infiniband")
+    return [*found, "infiniband"] if fabric.is_dir() and any(fabric.iterdir()) else found

@@ -68,6 +68,9 @@ class NoDevices:
     def utilisation_pct(self, uuid: str) -> int:  # noqa: ARG002
         return 0
 
+    def joined_by_nvlink(self) -> bool:
+        return False
+
 
 def _uuid(node: str, model: str, number: int) -> str:
     digest = hashlib.sha256(f"fabric-simulated-gpu\0{node}\0{model}\0{number}".encode()).hexdigest()

@@ -93,6 +93,7 @@ def run(
         list[str] | None, typer.Option("--operator", help="Only this one, or with ! not it; repeat.")
     ] = None,
     min_reputation: Annotated[int | None, typer.Option(help="0 to 1000.")] = None,
+    min_verification: Annotated[int | None, typer.Option(help="0 (nothing verified) to 3.")] = None,
     objective: Annotated[str | None, typer.Option(help="cost or latency.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for lists and bills.")] = None,
@@ -109,6 +110,7 @@ def run(
         "max_rtt_ms": max_rtt_ms,
         "operators": operators or None,
         "min_reputation": min_reputation,
+        "min_verification": min_verification,
         "objective": objective,
         "timeout": timeout,
         "name": name,

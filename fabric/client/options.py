@@ -58,6 +58,8 @@ class RunOptions:
     operators_allow: tuple[str, ...] = ()
     operators_deny: tuple[str, ...] = ()
     min_reputation: int = 0
+    min_verification: int = 0
+    interconnect: str = ""
     objective: str = "cost"
     name: str = ""
     tags: tuple[tuple[str, str], ...] = ()
@@ -84,6 +86,8 @@ class RunOptions:
             self.operators_allow,
             self.operators_deny,
             self.min_reputation,
+            self.min_verification,
+            self.interconnect,
             self.objective,
         )
 
@@ -116,6 +120,8 @@ class RunOptions:
             "operators_allow": list(self.operators_allow),
             "operators_deny": list(self.operators_deny),
             "min_reputation": self.min_reputation,
+            "min_verification": self.min_verification,
+            "interconnect": self.interconnect,
             "queue_timeout_ms": self.queue_timeout_ms,
             "startup_timeout_ms": self.startup_timeout_ms,
             "timeout_ms": self.timeout_ms,
@@ -358,6 +364,8 @@ _COMMON: dict[str, _Reader] = {
     "max_rtt_ms": _max_rtt_ms,
     "operators": _operators,
     "min_reputation": _integer(0, 1000),
+    "min_verification": _integer(0, 3),
+    "interconnect": _text,
     "objective": _choice(OBJECTIVES),
     "name": _text,
     "tags": _tags,

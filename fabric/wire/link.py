@@ -45,7 +45,10 @@ class GpuInfo(_Model):
 
 
 class NodeInfo(_Model):
-    """One node of the operator's cluster. `python` is the minor version, for example `3.11`."""
+    """One node of the operator's cluster. `python` is the minor version, for example `3.11`.
+
+    `interconnects` is what joins its GPUs, or it to its neighbours: `nvlink`, `infiniband`.
+    """
 
     node: str
     address: str
@@ -55,6 +58,7 @@ class NodeInfo(_Model):
     python: str
     cloudpickle: str
     region: str = ""
+    interconnects: list[str] = []
     gpus: list[GpuInfo]
 
 

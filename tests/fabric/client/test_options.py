@@ -85,6 +85,8 @@ def test_a_bad_gpu_string_says_which_character():
         ("region", 3),
         ("operators", [""]),
         ("min_reputation", 1001),
+        ("min_verification", 4),
+        ("interconnect", ""),
         ("objective", "speed"),
         ("name", ""),
         ("tags", ["a"]),
