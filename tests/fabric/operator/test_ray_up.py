@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -103,9 +104,14 @@ class Site:
 
     def on_own_machine(self, *command, check=True, **environment):
         """A command of the operator; Ray's launcher keeps state in /tmp, so it gets one of its own."""
-        mount = 'mount --make-rprivate / && mount --bind "$0" /tmp && exec "$@"'
+        steps = ["mount --make-rprivate /"]
+        if ROOT.is_relative_to("/tmp"):  # a checkout there must still be seen
+            kept = self.base / "tmp" / ROOT.relative_to("/tmp")
+            kept.mkdir(parents=True, exist_ok=True)
+            steps.append(f"mount --bind {shlex.quote(str(ROOT))} {shlex.quote(str(kept))}")
+        steps += ['mount --rbind "$0" /tmp', 'exec "$@"']
         done = subprocess.run(
-            ["unshare", "--mount", "sh", "-c", mount, self.base / "tmp", *command],
+            ["unshare", "--mount", "sh", "-c", " && ".join(steps), self.base / "tmp", *command],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
