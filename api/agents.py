@@ -30,6 +30,7 @@ from api.tables import AttemptRow, ClusterRow, LeaseRow, NonceRow, OperatorRow, 
 from fabric.wire import link
 from fabric.wire.ids import new_id
 from fabric.wire.machines import ACTIVE_LEASE_STATES, LeaseState, TaskState
+from fabric.wire.surroundings import EnvSpec, network_of
 
 _log = structlog.get_logger(__name__)
 _HELLO_S = 20.0
@@ -372,6 +373,9 @@ def _message(nonce: NonceRow | None) -> link.Nonce:
 
 def _grant(session: Session, lease: LeaseRow) -> link.Grant:
     shares = transitions.gpus_of(session, lease.id)
+    request = session.get_one(RunRow, lease.run).request
+    network, hosts = network_of(request)
+    env = request.get("env")
     return link.Grant(
         lease=lease.id,
         generation=lease.generation,
@@ -384,6 +388,9 @@ def _grant(session: Session, lease: LeaseRow) -> link.Grant:
         startup_timeout_ms=lease.startup_timeout_ms,
         notice_ms=lease.notice_ms,
         nonce=_message(session.get(NonceRow, lease.grant_nonce)),
+        env=EnvSpec(**env) if env else None,
+        network=network,
+        hosts=hosts,
     )
 
 

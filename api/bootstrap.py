@@ -13,6 +13,7 @@ from sqlmodel import Session
 from api.plane import Plane
 from api.schemas import Name
 from api.tables import ApiKeyRow, CustomerRow, OperatorRow, SessionKeyRow
+from api.terms import own_account
 from ledger.chain.crediting import link_wallet
 from ledger.chain.errors import WalletTaken
 from ledger.leaves import address_bytes
@@ -42,6 +43,8 @@ class Operator(_Model):
     name: str
     session_key: _Hex32
     payout: str = Field(pattern=r"^0x[0-9a-fA-F]{40}$")
+    account: Name | None = None
+    """The customer whose runs are this operator's own work."""
 
 
 class Bootstrap(_Model):
@@ -115,3 +118,7 @@ def _operator(plane: Plane, session: Session, declared: Operator) -> None:
     if session.get(SessionKeyRow, declared.session_key) is None:
         session.add(SessionKeyRow(public_key=declared.session_key, operator=declared.id, created_ms=now))
         session.flush()
+    if declared.account is not None:
+        if session.get(CustomerRow, declared.account) is None:
+            raise BootstrapError(f"operator {declared.id} names the account {declared.account}, which nobody has")
+        own_account(session, declared.id, declared.account)

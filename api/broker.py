@@ -22,6 +22,7 @@ from api.lifecycle import NEAR_SILENT_MS, NOT_BILLED_BACK, LeaseEvent, RunStep, 
 from api.plane import Plane
 from api.schemas import RttsIn, RunRequest, Target, ToldRun
 from api.signals import cluster_topic, run_topic
+from api.surroundings import check_same_surroundings, check_surroundings
 from api.tables import ClusterRow, LeaseRow, LeaseRunRow, RunRow, SessionRow
 from fabric.placement.answer import Placement, Refusal, Verdict
 from fabric.placement.fleet import Fleet
@@ -52,6 +53,7 @@ class Broker:
         self._plane = plane
         self._session = session
         self._writes = writes
+        self._planning = ""
 
     def submit(self, customer: str, request: RunRequest) -> RunRow:
         """Take a run: place it now, or queue what fits but is taken.
@@ -134,6 +136,7 @@ class Broker:
             NoCapacity, PriceExceeded: as `submit`; also when it would have to wait.
         """
         _check(request)
+        self._planning = customer
         fleet, decided = self._decide(request, [])
         if isinstance(decided, Refusal):
             raise refused(decided, request.max_price_dc, self._dearer(fleet, request))
@@ -338,6 +341,7 @@ class Broker:
             raise NotFound(f"this session holds no lease {request.lease.id if request.lease else ''}")
         if run.own_lease:
             raise InvalidRequest("a run with `budget`, or a detached one, gets a lease of its own; leave out `lease`")
+        check_same_surroundings(request, self._session.get_one(RunRow, lease.run).request)
         cap = request.max_price_dc
         if cap is not None and lease.price_dc_per_gpu_hour > cap:
             raise PriceExceeded(
@@ -405,7 +409,9 @@ class Broker:
     def _place_without(self, fleet: Fleet, request: RunRequest, exclude: frozenset[str]) -> Placement | Refusal:
         allowed = self._plane.settings.allow_simulated
         rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
-        wanted = fleets.request_of(request, fleet, exclude=exclude, allow_simulated=allowed, rtt_ms=rtts)
+        wanted = fleets.request_of(
+            request, fleet, exclude=exclude, allow_simulated=allowed, rtt_ms=rtts, account=self._account(request)
+        )
         decided = place(fleet, wanted, now_ms=self._plane.now_ms())
         if isinstance(decided, Placement) and decided.evicts:
             return Refusal(Verdict.TAKEN, decided.explain.considered, decided.explain.rejected, ())
@@ -433,8 +439,15 @@ class Broker:
         allowed = self._plane.settings.allow_simulated
         rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
         failed = run.excluded_nodes
-        wanted = fleets.request_of(request, fleet, exclude=failed, allow_simulated=allowed, rtt_ms=rtts)
+        wanted = fleets.request_of(
+            request, fleet, exclude=failed, allow_simulated=allowed, rtt_ms=rtts, account=self._account(request)
+        )
         return keep_clear(fleet, wanted)
+
+    def _account(self, request: RunRequest) -> str:
+        """Whose run it is."""
+        row = self._session.get(SessionRow, request.session)
+        return row.customer if row is not None else self._planning
 
     def _offers(self, request: RunRequest) -> list[Any]:
         """What would fit now."""
@@ -445,7 +458,9 @@ class Broker:
         free = request.model_copy(update={"max_price_dc": None})
         allowed = self._plane.settings.allow_simulated
         rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
-        return offers(fleet, fleets.request_of(free, fleet, exclude=[], allow_simulated=allowed, rtt_ms=rtts))
+        account = self._account(request)
+        wanted = fleets.request_of(free, fleet, exclude=[], allow_simulated=allowed, rtt_ms=rtts, account=account)
+        return offers(fleet, wanted)
 
     def _grant_up_to(
         self,
@@ -547,8 +562,7 @@ def _check(request: RunRequest) -> None:
         raise InvalidRequest("`work` belongs to a `submit`; a run's own process sends its tasks itself")
     if request.kind != "map" and request.leases > 1:
         raise InvalidRequest(f"`leases` is {request.leases}; only a map uses several, a gang is `nodes`")
-    if request.network != "none":
-        raise InvalidRequest(f"network is {request.network!r}; no pool offers another than 'none' yet")
+    check_surroundings(request)
 
 
 def _waiting(run: RunRow) -> Waiting:

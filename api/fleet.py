@@ -5,7 +5,7 @@ Reads rows; decides nothing.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Row, select, tuple_
@@ -15,12 +15,15 @@ from api.lifecycle import NEAR_SILENT_MS
 from api.schemas import RunRequest
 from api.standing import BOUND
 from api.tables import ClusterRow, GpuRow, LeaseGpuRow, LeaseRow, NodeRow, OperatorRow, PriceRow, RunRow
+from api.terms import NOBODY, accounts, read_terms
+from api.terms_tables import NodeTermsRow
 from api.verification_tables import StandingRow
 from fabric.placement.fleet import Fleet, FleetError
 from fabric.placement.grammar import parse_gpu
 from fabric.placement.inventory import Assignment, Gpu, GpuShare, Held, Node
 from fabric.placement.request import Request
 from fabric.wire.machines import ACTIVE_LEASE_STATES
+from fabric.wire.surroundings import NONE, network_of
 
 _SEPARATOR = "/"
 _PORTION = 400
@@ -96,12 +99,15 @@ def reload(session: Session, fleet: Fleet, supply: Suppliers, keys: Collection[t
         for held in fleet.leases_on(name):
             fleet.release(held.lease)
     prices, gpus, there = _prices(session, keys), _gpus(session, keys), set[str]()
+    terms = read_terms(session, None if keys is None else {cluster for cluster, _ in keys})
+    owners = accounts(session) if any(one.isolation == NONE for one in terms.values()) else {}
     for row in _nodes(session, keys):
         if row.cluster in supply.clusters and row.present and not row.lost:
             operator = supply.clusters[row.cluster]
             offered = [_gpu(gpu, prices.get((row.cluster, gpu.model), {})) for gpu in gpus[row.cluster, row.name]]
             level = _level(gpus[row.cluster, row.name])
-            fleet.upsert_node(_node(row, operator, supply.reputations[operator], level, offered))
+            node = _node(row, operator, supply.reputations[operator], level, offered)
+            fleet.upsert_node(_under(node, terms.get((row.cluster, row.name)), owners.get(operator, frozenset())))
             there.add(node_key(row.cluster, row.name))
     for name in names or ():
         if name not in there:
@@ -111,7 +117,13 @@ def reload(session: Session, fleet: Fleet, supply: Suppliers, keys: Collection[t
 
 
 def request_of(
-    run: RunRequest, fleet: Fleet, *, exclude: Collection[str], allow_simulated: bool, rtt_ms: Mapping[str, float]
+    run: RunRequest,
+    fleet: Fleet,
+    *,
+    exclude: Collection[str],
+    allow_simulated: bool,
+    rtt_ms: Mapping[str, float],
+    account: str | None = None,
 ) -> Request:
     """The placement request of a run.
 
@@ -121,6 +133,7 @@ def request_of(
         exclude: names of nodes as a lease shows them.
         allow_simulated: whether simulated GPUs may serve.
         rtt_ms: per cluster, from where the run wants to be near.
+        account: whose run it is, for nodes that take their operator's own work only; None for anybody's.
 
     Raises:
         GrammarError: a GPU string that is not of the grammar; says which character.
@@ -148,6 +161,8 @@ def request_of(
         interconnect=run.interconnect,
         objective=run.objective,
         python=run.python,
+        needs=_needs(run),
+        account=account if account is None or any(account in one.accounts for one in fleet.profiles) else "",
         exclude_nodes=frozenset(avoided),
         allow_simulated=allow_simulated,
     )
@@ -234,6 +249,24 @@ def _node(row: NodeRow, operator: str, reputation: int, verification: int, gpus:
         interconnects=frozenset(row.interconnects),
         pythons=frozenset({row.python}),
     )
+
+
+def _under(node: Node, terms: NodeTermsRow | None, owners: frozenset[str]) -> Node:
+    """The node under what its agent said of it: without isolation it takes its operator's own work only."""
+    if terms is None:
+        return node
+    only = (owners or frozenset({NOBODY})) if terms.isolation == NONE else frozenset[str]()
+    return replace(node, capabilities=frozenset(terms.capabilities), accounts=only)
+
+
+def _needs(run: RunRequest) -> frozenset[str]:
+    """What a node must be able to do beside having GPUs."""
+    network, _ = network_of({"network": run.network})
+    needs = {f"network:{network}"} if network != NONE else set[str]()
+    if run.env is not None:
+        needs |= {"env"} if run.env.pip else set()
+        needs |= {f"python:{run.env.python}"} if run.env.python and run.env.python != run.python else set()
+    return frozenset(needs)
 
 
 def _held(session: Session, keys: Collection[tuple[str, str]] | None, there: set[str]) -> list[Held]:

@@ -12,6 +12,7 @@ from api.fleets import note_change
 from api.plane import Plane
 from api.signals import CAPACITY
 from api.tables import ClusterRow, GpuRow, NodeRow, PriceRow
+from api.terms import write_terms
 from fabric.placement.request import TIERS
 from fabric.wire.link import GpuInfo, Hello, NodeInfo
 from ledger.leaves import gpu_id_hex
@@ -86,6 +87,7 @@ def write_nodes(plane: Plane, session: Session, cluster: ClusterRow, nodes: list
         gone.present = False
         session.add(gone)
     session.flush()
+    write_terms(session, cluster.id, nodes)
     refused = _write_gpus(plane, session, cluster, nodes)
     note_change(session, plane.now_ms(), cluster.id)
     say(session, CAPACITY)
@@ -107,7 +109,7 @@ def write_lost(session: Session, now_ms: int, cluster: str, lost: list[str]) -> 
 
 
 def _node_row(row: NodeRow | None, cluster: str, node: NodeInfo) -> NodeRow:
-    values = node.model_dump(exclude={"node", "gpus"})
+    values = node.model_dump(exclude={"node", "gpus", "isolation", "capabilities"})
     if row is None:
         return NodeRow(cluster=cluster, name=node.node, present=True, lost=False, **values)
     for name, value in values.items():

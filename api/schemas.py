@@ -52,6 +52,13 @@ class WorkIn(_In):
     args: Sha256
 
 
+class EnvIn(_In):
+    """What to install before the run: requirements as pip reads them, each a name with versions."""
+
+    python: str = Field(default="", pattern=r"^(3\.\d{1,2})?$")
+    pip: Names = []
+
+
 class LeaseRefIn(_In):
     id: Name
     generation: int = Field(ge=1)
@@ -109,6 +116,7 @@ class RunRequest(_In):
     retry: RetryIn = RetryIn()
     objective: Literal["cost", "latency"] = "cost"
     network: Literal["none", "gang", "open"] | Names = "none"
+    env: EnvIn | None = None
     leases: int = Field(default=1, ge=1, le=10_000, description="wanted in parallel; at least one is granted")
     tasks: int = Field(default=1, ge=0, le=10**9)
     tags: dict[str, str] = {}

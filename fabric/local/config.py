@@ -58,6 +58,7 @@ def prepare_keys(home: Home, *, test_balance: bool = True) -> None:
         write_private(home.bootstrap_file, json.dumps(_bootstrap(home, test_balance=test_balance), indent=1) + "\n")
     else:
         _check_declared(home)
+        _declare_account(home)
 
 
 def agent_config(
@@ -113,6 +114,14 @@ def _check_declared(home: Home) -> None:
         raise damaged(home.bootstrap_file, "it does not belong to the session key in agent/")
 
 
+def _declare_account(home: Home) -> None:
+    """In a home from before operators had an account of their own, the customer is it: it is one person's machine."""
+    declared = json_of(home.bootstrap_file)
+    if "account" not in declared["operators"][0]:
+        declared["operators"][0]["account"] = CUSTOMER
+        write_private(home.bootstrap_file, json.dumps(declared, indent=1) + "\n")
+
+
 def _session_key(home: Home) -> str:
     """The public half of the agent's key, in hex."""
     try:
@@ -135,6 +144,7 @@ def _bootstrap(home: Home, *, test_balance: bool) -> dict[str, Any]:
         "name": "embedded",
         "session_key": _session_key(home),
         "payout": "0x" + secrets.token_hex(20),
+        "account": CUSTOMER,
     }
     return {"customers": [customer], "operators": [operator]}
 

@@ -50,6 +50,7 @@ class Node:
         interconnects: what joins it to the other nodes of its cluster ("nvlink", "infiniband", …).
         pythons: minors that it can run ("3.11"); empty for any.
         capabilities: what a request may need besides ("network:open", …).
+        accounts: the only accounts whose work it takes; empty for anybody's.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Node:
     interconnects: frozenset[str] = frozenset()
     pythons: frozenset[str] = frozenset()
     capabilities: frozenset[str] = frozenset()
+    accounts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,7 @@ class Profile:
     interconnects: frozenset[str]
     pythons: frozenset[str]
     capabilities: frozenset[str]
+    accounts: frozenset[str]
 
     @staticmethod
     def of(node: Node) -> "Profile":
@@ -186,6 +189,7 @@ class Profile:
             node.interconnects,
             node.pythons,
             node.capabilities,
+            node.accounts,
         )
 
 

@@ -95,6 +95,16 @@ def _place(change: str, word: str, name_of: Callable[[Fleet, int], object]) -> C
     return tell
 
 
+def _needs(fleet: Fleet, request: Request, _screen: Screen, rows: Rows) -> Nearest:
+    """What the best of these places would have to be spared."""
+    lacks = [
+        sorted(request.needs - fleet.profiles[profile].capabilities) for profile in set(fleet.profile[rows].tolist())
+    ]
+    fewest = min(lacks, key=lambda one: (len(one), one))
+    change = fewest[0].partition(":")[0]
+    return Nearest(change, f"{rows.size} × {_model(fleet, rows)} without {', '.join(fewest)}", None, int(rows.size))
+
+
 def _profile(attribute: str) -> Callable[[Fleet, int], object]:
     return lambda fleet, row: getattr(fleet.profiles[fleet.profile[row]], attribute)
 
@@ -106,6 +116,7 @@ _TELLERS: dict[Reason, Callable[[Fleet, Request, Screen, Rows], Nearest]] = {
     Reason.OPERATOR: _place("operators", "of", _profile("operator")),
     Reason.REPUTATION: _place("min_reputation", "with reputation", _profile("reputation")),
     Reason.VERIFICATION: _place("min_verification", "verified to level", _profile("verification")),
+    Reason.NEEDS: _needs,
     Reason.GPU: _place("gpu", "free at", _profile("operator")),
 }
 

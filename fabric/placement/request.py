@@ -39,6 +39,7 @@ class Request:
         interconnect: what the nodes must be joined by, such as "nvlink" or "infiniband"; "" for anything.
         python: the caller's minor, "3.11"; "" when no function travels.
         needs: further capabilities that a node must have, such as "network:open".
+        account: whose work it is; None for a look at what anybody's could have.
         exclude_nodes: where an attempt of this run has failed.
         apart_from: nodes where replicas of the same service run; a policy that spreads avoids them and their clusters.
         slot: the time slot whose GPUs to use; exactly for the tier `reserved`.
@@ -63,6 +64,7 @@ class Request:
     objective: Objective = "cost"
     python: str = ""
     needs: frozenset[str] = frozenset()
+    account: str | None = None
     exclude_nodes: frozenset[str] = frozenset()
     apart_from: frozenset[str] = frozenset()
     slot: str = ""

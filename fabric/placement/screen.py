@@ -158,6 +158,7 @@ def _key(fleet: Fleet, request: Request, spec: GpuSpec, policy: Policy) -> tuple
         request.interconnect,
         request.python,
         request.needs,
+        request.account,
         request.exclude_nodes,
         request.apart_from,
         request.slot,
@@ -213,6 +214,7 @@ def _against_profile(profile: Profile, request: Request) -> int:
         (Reason.VERIFICATION, profile.verification < request.min_verification),
         (Reason.INTERCONNECT, bool(request.interconnect) and request.interconnect not in profile.interconnects),
         (Reason.PYTHON, bool(request.python and profile.pythons) and request.python not in profile.pythons),
+        (Reason.OWN_WORK, bool(profile.accounts) and request.account not in (None, *profile.accounts)),
         (Reason.NEEDS, not request.needs <= profile.capabilities),
         (Reason.RTT, request.max_rtt_ms is not None and (rtt_ms is None or rtt_ms > request.max_rtt_ms)),
     )

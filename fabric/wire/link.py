@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, cast
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from fabric.wire.surroundings import EnvSpec, Gang
+
 PROTOCOL = 3
 """Raised on any change that an older side would misread."""
 
@@ -48,6 +50,9 @@ class NodeInfo(_Model):
     """One node of the operator's cluster. `python` is the minor version, for example `3.11`.
 
     `interconnects` is what joins its GPUs, or it to its neighbours: `nvlink`, `infiniband`.
+    `isolation` is what stands between a run and the node, `none` for only the operator's own account's runs.
+    `capabilities` are what a run may need beside GPUs: `network:open`, `network:hosts`, `network:gang`, `env`, and
+    `python:3.12` for a further interpreter that a `command` may use.
     """
 
     node: str
@@ -60,6 +65,8 @@ class NodeInfo(_Model):
     region: str = ""
     interconnects: list[str] = []
     gpus: list[GpuInfo]
+    isolation: str = "bubblewrap"
+    capabilities: list[Annotated[str, Field(max_length=80)]] = Field(default=[], max_length=64)
 
 
 class GpuShare(_Model):
@@ -134,7 +141,11 @@ class Inventory(_Model):
 
 
 class Grant(_Model):
-    """Control plane → agent: open this lease on these GPUs. The run that opens it pays setup and first idle time."""
+    """Control plane → agent: open this lease on these GPUs. The run that opens it pays setup and first idle time.
+
+    `env` is to be installed after OPEN; `network` is a word of `surroundings.NETWORKS`, with the `hosts` that it names
+    or the `gang` whose other members the lease may reach.
+    """
 
     kind: Literal["grant"] = "grant"
     lease: str
@@ -148,6 +159,10 @@ class Grant(_Model):
     startup_timeout_ms: int
     notice_ms: int
     nonce: Nonce
+    env: EnvSpec | None = None
+    network: str = "none"
+    hosts: list[str] = []
+    gang: Gang | None = None
 
 
 class Opened(_Model):
