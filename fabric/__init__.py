@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fabric.client.functions import Function, function
-    from fabric.client.job import progress
+    from fabric.client.job import count, progress
     from fabric.client.runs import Cost, Run
     from fabric.client.verbs import attach, init, map, offers, run, submit  # noqa: A004 - the verb's name is the product's
     from fabric.wire.errors import (
@@ -53,6 +53,7 @@ __all__ = [
     "ServiceError",
     "Timeout",
     "attach",
+    "count",
     "function",
     "init",
     "map",
@@ -69,6 +70,7 @@ _HOMES = {
     "Retry": "fabric.wire.retry",
     "Run": "fabric.client.runs",
     "attach": "fabric.client.verbs",
+    "count": "fabric.client.job",
     "function": "fabric.client.functions",
     "init": "fabric.client.verbs",
     "map": "fabric.client.verbs",

@@ -23,6 +23,7 @@ from typing import Any
 
 import cloudpickle
 
+from fabric.agent.crowd import Crowd
 from fabric.agent.dialect import ASSIGN, STAMP_BYTES
 from fabric.agent.page import Page
 from fabric.wire import channel, job
@@ -121,9 +122,9 @@ class _Outbound:
         self._waiting = threading.Event()
         threading.Thread(target=self._flush_late, name="fabric-flusher", daemon=True).start()
 
-    def send(self, header: Sequence[Any]) -> None:
+    def send(self, header: Sequence[Any], body: Sequence[Buffer] = ()) -> None:
         with self._lock:
-            self._write(header, [])
+            self._write(header, body)
 
     def add(self, run: str, entry: list[Any], pieces: Sequence[Buffer], *, now: bool) -> None:
         """Queue one task's result; `now` or 5 ms after the last flush it goes out with those before it."""
@@ -171,6 +172,12 @@ class _Output:
         self._stamp = stamp
         self._fds = [os.dup(1), os.dup(2)]
 
+    def flush(self) -> None:
+        """Of an actor, whose tasks' lines are not told apart."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+
     def end_task(self, number: int) -> bool:
         """Flush; mark what the node has not read yet as this task's. Returns whether there was any."""
         marked = False
@@ -198,18 +205,40 @@ class _Worker:
         self._output = output
         self._outbound = outbound
         self._functions: dict[bytes, Callable[..., Any] | BaseException] = {}
+        self._crowds: dict[bytes, Crowd] = {}
         self._number = 0
         self._reported_ns = 0
+        self._counters: dict[str, int] = {}
 
     def handle(self, header: list[Any], body: Buffer, *, more: Callable[[], bool]) -> None:
         match header[0]:
+            case channel.CALL if header[2] in self._crowds:
+                self._begin(header, memoryview(body))
             case channel.CALL:
                 self._call(header, memoryview(body), more)
+            case channel.FN if len(header) > 2:
+                self._crowds[header[1]] = self._crowd(body, header[2])
             case channel.FN:
                 self._functions[header[1]] = _load_function(body)
+            case channel.CANCEL | channel.TAKEN as kind:
+                for crowd in self._crowds.values():
+                    (crowd.cancel if kind == channel.CANCEL else crowd.taken)(*header[1:])
             case kind if kind == ASSIGN:
                 os.environ.update(header[1])
                 _limit_threads()
+
+    def _crowd(self, body: Buffer, at_once: int) -> Crowd:
+        def make() -> Any:
+            return pickle.loads(body)()  # noqa: S301 - the sandbox is where this happens
+
+        return Crowd(make, at_once, self._outbound, _encode_failure, self._output.flush)
+
+    def _begin(self, header: list[Any], body: memoryview) -> None:
+        """An actor's task: it starts beside those at work."""
+        _, run, digest, ((task, attempt, sizes),), timeout_ms = header
+        self._number += 1
+        self._page.begin(self._number, time.monotonic_ns())
+        self._crowds[digest].begin(run, task, attempt, list(split(body, sizes)), timeout_ms)
 
     def _call(self, header: list[Any], body: memoryview, more: Callable[[], bool]) -> None:
         _, run, digest, tasks, _ = header
@@ -220,7 +249,8 @@ class _Worker:
             self._number += 1
             started_ns = time.monotonic_ns()
             self._page.begin(self._number, started_ns)
-            job.report_progress = self._reporter(run, task)
+            job.report_progress, job.report_counts = self._reporter(run, task), self._count
+            self._counters = {}
             status, parts = self._run(self._functions[digest], pieces)
             spoke = self._output.end_task(self._number)
             self._page.end(self._number)
@@ -231,6 +261,8 @@ class _Worker:
                 self._outbound.send([channel.FAILED, run, [[task, attempt, Reason.OOM, parts[0], None]]])
                 continue
             entry = [task, attempt, status, started_ns, ended_ns, 0, [memoryview(part).nbytes for part in parts]]
+            if self._counters:
+                entry.append([list(pair) for pair in sorted(self._counters.items())])
             self._outbound.add(run, entry, parts, now=last or spoke)
 
     def _run(self, function: Callable[..., Any] | BaseException, pieces: list[memoryview]) -> tuple[int | None, list]:
@@ -248,6 +280,9 @@ class _Worker:
         except BaseException as error:  # noqa: BLE001 - whatever the customer's function raises is its result
             return _encode_failure(error)
         return channel.STATUS_VALUE, [encoded.header, *encoded.buffers]
+
+    def _count(self, counts: dict[str, int]) -> None:
+        job.add_counts(self._counters, counts)
 
     def _reporter(self, run: str, task: int) -> Callable[[int, int | None], None]:
         self._reported_ns = 0

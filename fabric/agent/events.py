@@ -31,7 +31,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A frame with these (task, attempt) goes to the child now."""
+    """A frame with these (task, attempt) goes to the child now; `at_once`: they work beside those that are there."""
 
     letter: ClassVar[str] = "p"
     lease: str
@@ -40,14 +40,16 @@ class Passed:
     run: str
     tasks: tuple[tuple[int, int], ...]
     energy_mj: int = 0
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """These tasks of the oldest passed frames of `run` are over, one after the other, the last of them at `ns`.
 
-    Each is (task, attempt, reason, result digest, worked_ns); `worked_ns` is the child's own measure and only divides
-    the interval which the node observed.
+    Of frames that were passed `at_once` they may be any, and all end at `ns`. Each is (task, attempt, reason, result
+    digest, worked_ns); `worked_ns` is the child's own measure and only divides the interval which the node observed.
+    `counters` are the tasks' named counts, in the same order, or nothing.
     """
 
     letter: ClassVar[str] = "f"
@@ -57,6 +59,7 @@ class Finished:
     run: str
     tasks: tuple[tuple[int, int, str, bytes, int], ...]
     energy_mj: int = 0
+    counters: tuple[tuple[tuple[str, int], ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,14 @@ from fabric.agent.output import Line
 from fabric.agent.pool import Pool
 from fabric.agent.sandbox import SandboxError
 from fabric.agent.stream import FrameStream
+from fabric.agent.streams import Streams
 from fabric.agent.tasks import Call, Key, Outcome, TaskBook, failed, parse_call
 from fabric.agent.worker import Worker
 from fabric.wire import channel
 from fabric.wire.clock import Clock
 from fabric.wire.frames import Buffer, FrameError
 from fabric.wire.reasons import Reason
-from fabric.wire.receipts import TaskLine
+from fabric.wire.receipts import MAX_NUMBER, TaskLine
 
 _log = structlog.get_logger(__name__)
 
@@ -38,13 +39,19 @@ WAITING_BYTES = 256 << 20
 """Arguments of waiting tasks beyond this are left in the customer's connection."""
 KEPT_BYTES = 1 << 30
 """No further task is passed to the child while results of this size wait for their acknowledgement."""
+PARTS_BYTES = 1 << 30
+"""Parts of streams that nobody took may have this size together: a child that goes on beyond it is killed."""
 FUNCTION_BYTES = 1 << 30
 """Of all functions of a lease together: they are kept in the node's own process, outside the child's limits."""
 BACKLOG_LINES = 10_000
 """Lines kept for a customer whose connection is gone."""
 
+TIMEOUT_GRACE_MS = 2000
+"""An actor ends a task beyond its timeout itself; so much later its process is killed."""
+
 _INLINE_DIGEST_BYTES = 1 << 20
 _LOG_BUFFER_BYTES = 8 << 20
+_ENDED_BY_ACTORS = frozenset({Reason.OOM, Reason.TIMEOUT, Reason.CANCELLED_BY_USER})
 _REASON_OF_STATUS = {
     channel.STATUS_VALUE: Reason.DONE,
     channel.STATUS_EXCEPTION: Reason.USER_ERROR,
@@ -102,6 +109,8 @@ class Lease:
         self._clock = clock
         self._book = TaskBook()
         self._functions: dict[bytes, Buffer] = {}
+        self._at_once: dict[bytes, int] = {}
+        self._streams = Streams()
         self._worker: Worker | None = None
         self._worker_functions: set[bytes] = set()
         self._channel: FrameStream | None = None
@@ -237,12 +246,17 @@ class Lease:
                 self._on_call(parse_call(header, body))
             case channel.ACK:
                 self._book.ack(fields[0], fields[1])
+                self._streams.forget(fields[0], fields[1])
+            case channel.TAKEN:
+                self._on_taken(*fields)
             case channel.FN:
-                self._on_function(fields[0], body)
+                self._on_function(fields[0], body, *fields[1:])
             case channel.CANCEL:
                 self._on_cancel(fields[0], fields[1])
             case channel.RESUME:
                 done, unknown = self._book.resume(fields[0], fields[1])
+                for part, pieces in self._streams.kept(fields[0], fields[1]):
+                    self._send(part, pieces)
                 self._send_outcomes(done)
                 if unknown:
                     self._send([channel.UNKNOWN, fields[0], unknown])
@@ -252,7 +266,9 @@ class Lease:
                 raise FrameError(f"a customer does not send {kind!r}")
         self._pump()
 
-    def _on_function(self, digest: bytes, body: Buffer) -> None:
+    def _on_function(self, digest: bytes, body: Buffer, at_once: int = 0) -> None:
+        if not isinstance(at_once, int) or not 0 <= at_once <= channel.MAX_AT_ONCE:
+            raise FrameError(f"an actor runs 1 to {channel.MAX_AT_ONCE} of its tasks at once, not {at_once!r}")
         if hashlib.sha256(body).digest() != digest:
             raise FrameError("a function's digest is not the SHA-256 of its bytes")
         others = sum(memoryview(known).nbytes for other, known in self._functions.items() if other != digest)
@@ -261,8 +277,10 @@ class Lease:
                 f"the functions of a lease may have {FUNCTION_BYTES} bytes together; pass data as arguments"
             )
         self._functions[digest] = body
+        self._at_once[digest] = at_once
 
     def _on_call(self, call: Call) -> None:
+        call.at_once = self._at_once.get(call.digest, 0)
         self._send_outcomes(self._book.add(call))
         if call.digest not in self._functions and self._book.waiting and self._book.waiting[-1] is call:
             for task in self._book.cancel(call.run, [task.task for task in call.tasks]):
@@ -273,11 +291,26 @@ class Lease:
     def _on_cancel(self, run: str, tasks: Sequence[int]) -> None:
         for task in self._book.cancel(run, tasks):
             self._fail(run, failed(task.task, task.attempt, Reason.CANCELLED_BY_USER, "cancelled before it started"))
-        self._kill_if_doomed()
+        if self._book.at_once:
+            self._cancel_in_actor(run, tasks)
+        else:
+            self._kill_if_doomed()
+
+    def _cancel_in_actor(self, run: str, tasks: Sequence[int]) -> None:
+        """Let the actor end these tasks itself: others are at work in the same process."""
+        flying = [task.task for call in self._book.flying if call.run == run for task in call.tasks]
+        wanted = [task for task in flying if not tasks or task in tasks]
+        if wanted and self._worker is not None:
+            self._worker.stream.send([channel.CANCEL, run, wanted])
+
+    def _on_taken(self, run: str, task: int, attempt: int, seq: int) -> None:
+        self._streams.taken(run, task, attempt, seq)
+        if self._worker is not None and self._book.is_flying(run, task, attempt):
+            self._worker.stream.send([channel.TAKEN, run, task, attempt, seq])
 
     def _kill_if_doomed(self) -> None:
         """Kill the child when the task it runs is cancelled, or when all it has is."""
-        if not self._book.doomed or self._worker is None:
+        if not self._book.doomed or self._worker is None or self._book.at_once:
             return
         running = self._book.running(self._worker.page.running)
         at_child = [(call.run, task.task) for call in self._book.flying for task in call.tasks]
@@ -300,10 +333,13 @@ class Lease:
     def _pass(self, worker: Worker, call: Call) -> None:
         tasks = tuple((task.task, task.attempt) for task in call.tasks)
         now = self._clock.monotonic_ns()
-        self._record(Passed(self.spec.lease, self.spec.generation, now, call.run, tasks, self._energy_mj()))
+        at_once = bool(call.at_once)
+        call.passed_ns = now
+        self._record(Passed(self.spec.lease, self.spec.generation, now, call.run, tasks, self._energy_mj(), at_once))
         if call.digest not in self._worker_functions:
             self._worker_functions.add(call.digest)
-            worker.stream.send([channel.FN, call.digest], self._functions[call.digest])
+            actor = [call.at_once] if at_once else []
+            worker.stream.send([channel.FN, call.digest, *actor], self._functions[call.digest])
         worker.stream.send(call.header(), *call.body)
         if call.timeout_ms and self._timer is None:
             self._arm(call.timeout_ms)
@@ -325,11 +361,24 @@ class Lease:
             case channel.PROGRESS:
                 task, done, total = fields
                 self._send([channel.PROGRESS, str(run), int(task), int(done), None if total is None else int(total)])
+            case channel.PART:
+                self._on_part(str(run), fields, body)
             case channel.FAILED:
-                task, attempt, _, message, _ = fields[0][0]
-                self._finish_failed(run, failed(task, attempt, Reason.OOM, str(message)))
+                task, attempt, reason, message, _ = fields[0][0]
+                why = Reason(reason) if self._book.at_once and reason in _ENDED_BY_ACTORS else Reason.OOM
+                self._finish_failed(run, failed(task, attempt, why, str(message)))
             case _:
                 raise FrameError(f"a child does not send {kind!r}")
+
+    def _on_part(self, run: str, fields: list[Any], body: Buffer) -> None:
+        task, attempt, seq, sizes = fields
+        if not self._book.is_flying(run, task, attempt) or not self._book.at_once:
+            raise FrameError("a part of a task that the child does not run")
+        header = [channel.PART, run, task, attempt, seq, sizes]
+        self._streams.add(header, body)
+        if self._streams.size > PARTS_BYTES:
+            self._kill(Reason.CRASHED, f"its streams ran {self._streams.size} bytes ahead of whoever reads them")
+        self._send(header, body)
 
     async def _digest_then_finish(self, worker: Worker, run: str, entries: list[Any], body: Buffer) -> None:
         """As for a small result, with the hashing of a large one in a thread; later frames wait."""
@@ -347,11 +396,18 @@ class Lease:
         """Results of consecutive tasks of the oldest frame: meter, keep, send, go on."""
         now = self._clock.monotonic_ns()
         self._book.land(run, [(entry[0], entry[1]) for entry in entries])
+        if self._streams.any:
+            streamed = (self._streams.digest(run, e[0], e[1], piece) for e, piece in zip(entries, pieces, strict=True))
+            digests = [whole or plain for whole, plain in zip(streamed, digests, strict=True)]
         ended = tuple(
             (task, attempt, str(self._reason_for(run, task, status)), digest, max(0, end_ns - start_ns))
             for (task, attempt, status, start_ns, end_ns, *_), digest in zip(entries, digests, strict=True)
         )
-        lines = self._record(Finished(self.spec.lease, self.spec.generation, now, run, ended, self._energy_mj()))
+        spec, counters = self.spec, tuple(counters_of(entry[7:]) for entry in entries)
+        used_mj = self._energy_mj()
+        lines = self._record(
+            Finished(spec.lease, spec.generation, now, run, ended, used_mj, counters if any(counters) else ())
+        )
         outcomes: list[tuple[Key, Outcome]] = []
         for entry, piece, line in zip(entries, pieces, lines, strict=True):
             outcome = self._outcome(run, entry, piece, line)
@@ -385,11 +441,18 @@ class Lease:
 
     def _fail(self, run: str, outcome: Outcome) -> None:
         task, attempt, *_ = outcome.fields
+        self._streams.forget(run, [task])
         self._book.finish(run, task, attempt, outcome)
         self._send_outcomes([((run, task), outcome)])
 
     def _settle_dead(self, grounded: list[Call], number: int, cause: tuple[Reason, str, int | None]) -> None:
-        """Book the frames a dead child had. `number` is the task it ran; those before it lost their results."""
+        """Book the frames a dead child had. `number` is the task it ran; those before it lost their results.
+
+        An actor's were all at work.
+        """
+        for call in [call for call in grounded if call.at_once]:
+            grounded.remove(call)
+            self._finish_grounded(call, cause)
         rest: list[Call] = []
         started = False
         now = self._clock.monotonic_ns()
@@ -412,6 +475,15 @@ class Lease:
                 rest.append(call)
         self._barren_deaths = 0 if started or not grounded else self._barren_deaths + 1
         self._requeue(rest, cause)
+
+    def _finish_grounded(self, call: Call, cause: tuple[Reason, str, int | None]) -> None:
+        (task,) = call.tasks
+        reason = (Reason.CANCELLED_BY_USER, "cancelled while it ran", None)
+        why = failed(task.task, task.attempt, *(reason if (call.run, task.task) in self._book.doomed else cause))
+        ended = ((task.task, task.attempt, why.fields[2], b"", 1),)
+        now = self._clock.monotonic_ns()
+        self._record(Finished(self.spec.lease, self.spec.generation, now, call.run, ended, self._energy_mj()))
+        self._fail(call.run, why)
 
     def _requeue(self, calls: list[Call], cause: tuple[Reason, str, int | None]) -> None:
         """Give unstarted tasks to the next child, unless they are cancelled or children die before starting any."""
@@ -469,6 +541,9 @@ class Lease:
         self._timer = None
         if self._worker is None:
             return
+        if self._book.at_once:
+            self._check_timeouts_at_once()
+            return
         page = self._worker.page
         running = self._book.running(page.running)
         if running is None:
@@ -482,6 +557,16 @@ class Lease:
             delays = [left] if call.timeout_ms else [c.timeout_ms for c in self._book.flying if c.timeout_ms]
         if delays:
             self._arm(max(1.0, min(delays)))
+
+    def _check_timeouts_at_once(self) -> None:
+        now = self._clock.monotonic_ns()
+        timed = [call for call in self._book.flying if call.timeout_ms]
+        left = [call.timeout_ms + TIMEOUT_GRACE_MS - (now - call.passed_ns) / 1e6 for call in timed]
+        late = next((call for call, ms in zip(timed, left, strict=True) if ms <= 0), None)
+        if late is not None:
+            self._kill(Reason.TIMEOUT, f"a task ran longer than its timeout of {late.timeout_ms} ms")
+        elif left:
+            self._arm(max(1.0, min(left)))
 
     def _watch_memory(self) -> None:
         limit = self.spec.memory_bytes
@@ -538,6 +623,21 @@ class Lease:
         task = asyncio.ensure_future(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def counters_of(given: Sequence[Any]) -> tuple[tuple[str, int], ...]:
+    """A task's named counts as its child states them: shown, never billed, and of bounded size.
+
+    Raises:
+        FrameError: they are something else.
+    """
+    if not given or not given[0]:
+        return ()
+    pairs = tuple((name, count) for name, count in given[0])
+    fine = all(type(name) is str and len(name) <= 40 and type(n) is int and 0 <= n <= MAX_NUMBER for name, n in pairs)
+    if len(pairs) > channel.MAX_COUNTERS or not fine:
+        raise FrameError("a task's counts are a few names with whole numbers")
+    return pairs
 
 
 def _cut(entries: Sequence[Sequence[Any]], body: Buffer) -> list[memoryview]:

@@ -2,8 +2,9 @@
 
 All time is one floored cumulative sum: milliseconds since OPEN. Every line is a difference of two values of it, so
 task, idle and setup lines add up exactly. At any moment the time belongs to the run whose task runs, else to the run
-that used the lease last. Tasks of a lease run one at a time: a task starts when its frame was passed or the task
-before it ended, whichever is later.
+that used the lease last. Tasks of functions run one at a time: a task starts when its frame was passed or the task
+before it ended, whichever is later. Tasks of an actor may run at once: each moment is divided equally among those that
+run in it.
 """
 
 from collections import deque
@@ -33,6 +34,10 @@ class _Frame:
     run: str
     passed_ns: int
     tasks: list[tuple[int, int]]
+    at_once: bool = False
+    worked: int = 0
+    """Its part of the time since it was passed, in millionths of a ms; only of frames at work at once."""
+    energy: int = 0
 
 
 @dataclass(slots=True)
@@ -62,6 +67,7 @@ class LeaseMeter:
         self._utilised_ms = (0,) * len(opened.gpus)
         self._energy_mj = (0,) * len(opened.gpus)
         self._energy_seen_mj = 0
+        self._given = 0
 
     @property
     def closed(self) -> bool:
@@ -129,8 +135,11 @@ class LeaseMeter:
                     [self.lease, self.generation, self.opened_ns, self.session, self.gpus, self.simulated],
                     [self.reason, self.last_ns, self._ms, self._last_run, self._free_ns, self._energy_seen_mj],
                     [[run, use.gpu_ms, use.idle_ms, use.setup_ms] for run, use in self._runs.items()],
-                    [[frame.run, frame.passed_ns, frame.tasks] for frame in self._flying],
-                    [self._utilised_ms, self._energy_mj],
+                    [
+                        [frame.run, frame.passed_ns, frame.tasks, frame.at_once, frame.worked, frame.energy]
+                        for frame in self._flying
+                    ],
+                    [self._utilised_ms, self._energy_mj, self._given],
                 ]
             ),
         )
@@ -142,20 +151,24 @@ class LeaseMeter:
         meter = cls(Opened(lease, generation, opened_ns, now[3], session, gpus, simulated))
         meter.reason, meter.last_ns, meter._ms, meter._last_run, meter._free_ns, meter._energy_seen_mj = now
         meter._runs = {run: _RunUse(*use) for run, *use in runs}
-        meter._flying = deque(_Frame(run, passed, list(tasks)) for run, passed, tasks in flying)
-        meter._utilised_ms, meter._energy_mj = shown
+        meter._flying = deque(_Frame(run, passed, list(tasks), *more) for run, passed, tasks, *more in flying)
+        meter._utilised_ms, meter._energy_mj, meter._given = shown
         return meter
 
     def _pass(self, event: Passed) -> None:
         if not event.tasks:
             raise MeterError(f"lease {self.lease}: a frame without tasks")
-        if not self._flying:
+        if self._flying and self._flying[0].at_once != event.at_once:
+            raise MeterError(f"lease {self.lease}: tasks that run at once beside tasks that follow one another")
+        if not self._flying or event.at_once:
             self._advance(event.ns)
-            self._energy_seen_mj = max(self._energy_seen_mj, event.energy_mj)
-        self._flying.append(_Frame(event.run, event.ns, list(event.tasks)))
+            self._see_energy(event.energy_mj)
+        self._flying.append(_Frame(event.run, event.ns, list(event.tasks), event.at_once))
         self._runs.setdefault(event.run, _RunUse())
 
     def _finish(self, event: Finished) -> list[TaskLine]:
+        if self._flying and self._flying[0].at_once:
+            return self._finish_any(event)
         frames = self._frames_of(event)
         self._advance(event.ns)
         lines = self._task_lines(event, max(frames[0].passed_ns, self._free_ns))
@@ -166,6 +179,34 @@ class LeaseMeter:
         self._last_run = event.run
         self._energy_seen_mj = max(self._energy_seen_mj, event.energy_mj)
         return lines
+
+    def _finish_any(self, event: Finished) -> list[TaskLine]:
+        """End tasks that worked beside others; what they get are differences of one floored sum."""
+        frames = [self._frame_with(event.run, [(task, attempt)]) for task, attempt, *_ in event.tasks]
+        self._advance(event.ns)
+        self._see_energy(event.energy_mj)
+        uuids = tuple(uuid for uuid, _ in self.gpus)
+        lines: list[TaskLine] = []
+        counters = event.counters or ((),) * len(event.tasks)
+        for frame, (task, attempt, reason, digest, _), counts in zip(frames, event.tasks, counters, strict=True):
+            before, self._given = self._given, self._given + frame.worked
+            energy, frame.worked, frame.energy = frame.energy, 0, 0
+            gpu_ms = (self._given // _NS_PER_MS - before // _NS_PER_MS) * len(uuids)
+            times = (self.ms_at(frame.passed_ns), self.ms_at(event.ns))
+            lines.append(TaskLine(event.run, task, attempt, uuids, *times, gpu_ms, energy, reason, digest, counts))
+            self._remove(frame, {(task, attempt)})
+        self._free_ns = event.ns
+        self._last_run = event.run
+        return lines
+
+    def _see_energy(self, energy_mj: int) -> None:
+        """What was used since the last look is divided among those at work at once."""
+        used = max(0, energy_mj - self._energy_seen_mj)
+        self._energy_seen_mj += used
+        if self._flying and self._flying[0].at_once:
+            part, rest = divmod(used, len(self._flying))
+            for at, frame in enumerate(self._flying):
+                frame.energy += part + (at < rest)
 
     def _frames_of(self, event: Finished) -> list[_Frame]:
         """The oldest frames, which must hold exactly these tasks and, but for the last of them, no others."""
@@ -215,6 +256,10 @@ class LeaseMeter:
         self._ms += ms
         use = self._runs[self._flying[0].run if self._flying else self._last_run]
         use.gpu_ms += ms * len(self.gpus)
+        if ms and self._flying and self._flying[0].at_once:
+            part, rest = divmod(ms * _NS_PER_MS, len(self._flying))
+            for at, frame in enumerate(self._flying):
+                frame.worked += part + (at < rest)
         if not self._flying:
             use.idle_ms += ms * len(self.gpus)
 
@@ -226,13 +271,15 @@ class LeaseMeter:
         energy = max(0, event.energy_mj - self._energy_seen_mj)
         lines: list[TaskLine] = []
         from_ms, from_mj = self.ms_at(start_ns), 0
+        counters = event.counters or ((),) * len(event.tasks)
         for number, (task, attempt, reason, digest, _) in enumerate(event.tasks, start=1):
             done += durations[number - 1]
             part, of = (done, worked) if worked else (number, len(durations))
             to_ms, to_mj = self.ms_at(start_ns + whole * part // of), energy * part // of
             gpu_ms = (to_ms - from_ms) * len(uuids)
+            energy_mj, counts = to_mj - from_mj, counters[number - 1]
             lines.append(
-                TaskLine(event.run, task, attempt, uuids, from_ms, to_ms, gpu_ms, to_mj - from_mj, reason, digest)
+                TaskLine(event.run, task, attempt, uuids, from_ms, to_ms, gpu_ms, energy_mj, reason, digest, counts)
             )
             from_ms, from_mj = to_ms, to_mj
         return lines

@@ -35,13 +35,19 @@ class Task:
 
 @dataclass(slots=True)
 class Call:
-    """Tasks of one run that go to the child together. `first` is the number of its first task in that child's life."""
+    """Tasks of one run that go to the child together. `first` is the number of its first task in that child's life.
+
+    `at_once` is 0 for a function, whose tasks follow one another; else it is an actor's, with one task per call, and so
+    many of them may be at the child. `passed_ns` is when an actor's task went there.
+    """
 
     run: str
     digest: bytes
     timeout_ms: int
     tasks: list[Task]
     first: int = 0
+    at_once: int = 0
+    passed_ns: int = 0
 
     def header(self) -> list[Any]:
         tasks = [[task.task, task.attempt, list(task.sizes)] for task in self.tasks]
@@ -94,13 +100,15 @@ class TaskBook:
                 done.append(((call.run, task.task), known.outcome))
         if fresh:
             call.tasks = fresh
-            self.waiting.append(call)
+            self.waiting.extend(_alone(call) if call.at_once else [call])
             self.waiting_bytes += _size(call)
         return done
 
     def next_call(self) -> Call | None:
         """The frame to pass to the child now, if there is one and the child may have it."""
-        if not self.waiting or len(self.flying) >= IN_FLIGHT:
+        if not self.waiting or len(self.flying) >= (self.waiting[0].at_once or IN_FLIGHT):
+            return None
+        if self.flying and _kind(self.flying[0]) != _kind(self.waiting[0]):
             return None
         call = self.waiting.popleft()
         self.waiting_bytes -= _size(call)
@@ -120,9 +128,14 @@ class TaskBook:
     def land(self, run: str, tasks: Sequence[tuple[int, int]]) -> None:
         """These (task, attempt) of the oldest frames, in their order, are no longer at the child.
 
+        An actor's may be any.
+
         Raises:
             FrameError: the child did not have them, or not in this order.
         """
+        if self.at_once:
+            self._land_any(run, tasks)
+            return
         at = 0
         while at < len(tasks):
             head = self.flying[0] if self.flying else None
@@ -135,6 +148,26 @@ class TaskBook:
             head.tasks = head.tasks[len(part) :]
             if not head.tasks:
                 self.flying.popleft()
+
+    @property
+    def at_once(self) -> bool:
+        """Whether what is at the child is an actor's, all of it at work."""
+        return bool(self.flying) and bool(self.flying[0].at_once)
+
+    def is_flying(self, run: str, task: int, attempt: int) -> bool:
+        """Whether the child has this task now."""
+        return any(
+            call.run == run and (t.task, t.attempt) == (task, attempt) for call in self.flying for t in call.tasks
+        )
+
+    def _land_any(self, run: str, tasks: Sequence[tuple[int, int]]) -> None:
+        for key in tasks:
+            found = next(
+                (c for c in self.flying if c.run == run and (c.tasks[0].task, c.tasks[0].attempt) == key), None
+            )
+            if found is None:
+                raise FrameError(f"the child answered for tasks of {run} that it does not run")
+            self.flying.remove(found)
 
     def ground(self) -> list[Call]:
         """The child is gone: its frames, oldest first. The next child counts from 1."""
@@ -221,6 +254,16 @@ def parse_call(header: Sequence[Any], body: Buffer) -> Call:
 
 def failed(task: int, attempt: int, reason: Reason, message: str, exit_code: int | None = None) -> Outcome:
     return Outcome(True, [task, attempt, str(reason), message, exit_code])
+
+
+def _alone(call: Call) -> list[Call]:
+    """An actor's tasks, each in a call of its own."""
+    return [Call(call.run, call.digest, call.timeout_ms, [task], at_once=call.at_once) for task in call.tasks]
+
+
+def _kind(call: Call) -> bytes:
+    """What may be at the child together: functions among themselves, one actor by itself."""
+    return call.digest if call.at_once else b""
 
 
 def _size(call: Call) -> int:

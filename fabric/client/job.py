@@ -12,3 +12,13 @@ def progress(done: int, total: int | None = None) -> None:
     """
     if job.report_progress is not None:
         job.report_progress(done, total)
+
+
+def count(**counts: int) -> None:
+    """Add to this task's named counts, such as `tokens=12`: they stand in its receipt and are never billed.
+
+    Raises:
+        ValueError: too many names, or a count that is no whole number of 0 or more.
+    """
+    if job.report_counts is not None:
+        job.report_counts(counts)

@@ -5,10 +5,12 @@ gateway and the relay pass frames on without looking inside. A task is named by 
 
 Customer → node:
     fn       [FN, digest]                                       body: the packed function; digest = SHA-256 of it
+             [FN, digest, at_once]                              the same of an actor: so many of its tasks run at once
     call     [CALL, run, digest, [[task, attempt, sizes], …], timeout_ms]
              body: per task the pieces of `sizes`: pickled (args, kwargs), then its out-of-band buffers
     ack      [ACK, run, [task, …]]                              results that arrived; the node forgets them
     cancel   [CANCEL, run, [task, …]]                           an empty list: all of the run's tasks
+    taken    [TAKEN, run, task, attempt, seq]                   parts up to this one were read; the node forgets them
     resume   [RESUME, run, [[task, attempt], …]]                after a reconnect: what is still owed
     ping     [PING, n]
 
@@ -16,6 +18,8 @@ Node → customer:
     ready    [READY, {lease, generation, node, python, cloudpickle}]   once per connection, when the lease is open
     result   [RESULT, run, [[task, attempt, status, start_ms, end_ms, gpu_ms, sizes], …]]
              body: per task the pieces of `sizes`: the codec's header, then its buffers; status as below
+    part     [PART, run, task, attempt, seq, sizes]             a value of a streaming task, before its result
+             body: the pieces of `sizes`, as of a result's value; seq from 0; sent again after a resume until taken
     failed   [FAILED, run, [[task, attempt, reason, message, exit_code | None], …]]
     unknown  [UNKNOWN, run, [task, …]]                          in answer to resume: never arrived here, send again
     log      [LOG, run, task, [[stream, at_ms, text], …]]       stream 1 = stdout, 2 = stderr
@@ -23,8 +27,10 @@ Node → customer:
     closed   [CLOSED, reason, message]                          the lease is over; nothing follows
     pong     [PONG, n]
 
-Node ↔ sandbox child: the same FN, CALL (one run's tasks), RESULT and PROGRESS; the child adds `[READY, {…}]` once, and
-FAILED for a task that ran out of memory. In its RESULTs start and end are nanoseconds of its own clock.
+Node ↔ sandbox child: the same FN, CALL (one run's tasks), RESULT, PART and PROGRESS, and for an actor's tasks CANCEL
+and TAKEN; the child adds `[READY, {…}]` once, and FAILED for a task that ran out of memory (in an actor also of its
+time, or was cancelled). In its RESULTs start and end are nanoseconds of its own clock, and an eighth field may hold
+named counts.
 """
 
 PING_PATH = "/v1/ping"
@@ -34,11 +40,13 @@ FN = "fn"
 CALL = "call"
 ACK = "ack"
 CANCEL = "cancel"
+TAKEN = "taken"
 RESUME = "resume"
 PING = "ping"
 
 READY = "ready"
 RESULT = "result"
+PART = "part"
 FAILED = "failed"
 UNKNOWN = "unknown"
 LOG = "log"
@@ -54,3 +62,14 @@ STATUS_NOT_TRANSPORTABLE = 2
 """One piece: UTF-8 text saying which part of the result cannot travel."""
 
 MAX_TASKS_PER_FRAME = 256
+
+MAX_AT_ONCE = 256
+"""Tasks of one actor at the same time."""
+
+MAX_COUNTERS = 16
+"""Named counts of one task."""
+
+PARTS_AHEAD = 32
+"""A streaming task waits when so many of its parts, or `PART_BYTES_AHEAD` of them, were not taken yet."""
+
+PART_BYTES_AHEAD = 4 << 20

@@ -2,5 +2,28 @@
 
 from collections.abc import Callable
 
+from fabric.wire.channel import MAX_COUNTERS
+
 report_progress: Callable[[int, int | None], None] | None = None
 """Called by `fabric.progress(done, total)`; sends the numbers to the customer."""
+
+report_counts: Callable[[dict[str, int]], None] | None = None
+"""Called by `fabric.count(…)`; adds to the task's named counts."""
+
+MAX_NAME = 40
+
+
+def add_counts(counters: dict[str, int], counts: dict[str, int]) -> None:
+    """Add to a task's counts.
+
+    Raises:
+        ValueError: too many names, a name too long, or a count that is no whole number of 0 or more.
+    """
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0 or len(name) > MAX_NAME:
+            raise ValueError(
+                f"{name}={count!r} is not a count: a name of at most {MAX_NAME} characters, an int from 0 on"
+            )
+        if name not in counters and len(counters) >= MAX_COUNTERS:
+            raise ValueError(f"a task has at most {MAX_COUNTERS} counts; {name!r} is one more")
+        counters[name] = counters.get(name, 0) + count

@@ -166,3 +166,67 @@ def test_nothing_is_metered_after_the_close():
     meter.apply(Closed("lease_1", 1, 5_000 * MS, "done"))
     with pytest.raises(MeterError):
         meter.apply(Ticked("lease_1", 1, 6_000 * MS, (0, 0), (0, 0)))
+
+
+@st.composite
+def crowds(draw) -> list:
+    """An actor's lease: tasks that start and end in any order, several at a time."""
+    now = draw(st.integers(0, 10**12))
+    events: list = [opened(now)]
+    flying: list[int] = []
+    task = energy = 0
+    for _ in range(draw(st.integers(0, 40))):
+        now += draw(st.integers(0, 40 * MS))
+        energy += draw(st.integers(0, 50))
+        step = draw(st.sampled_from(["pass", "finish", "tick"]))
+        if step == "pass":
+            flying.append(task)
+            events.append(Passed("lease_1", 1, now, "run_1", ((task, 1),), energy, at_once=True))
+            task += 1
+        elif step == "finish" and flying:
+            ended = flying.pop(draw(st.integers(0, len(flying) - 1)))
+            counters = draw(st.sampled_from([(), ((("tokens", 3),),)]))
+            events.append(Finished("lease_1", 1, now, "run_1", ((ended, 1, "done", b"", 0),), energy, counters))
+        else:
+            events.append(Ticked("lease_1", 1, now, (0, 0), (0, 0)))
+    for ended in flying:
+        events.append(Finished("lease_1", 1, now, "run_1", ((ended, 1, "crashed", b"", 0),), energy))
+    events.append(Closed("lease_1", 1, now + draw(st.integers(0, 3_000 * MS)), "done"))
+    return events
+
+
+@given(crowds())
+def test_tasks_at_once_and_idle_add_up_exactly_to_the_lease(events):
+    meter, lines = fold(events)
+    idle = sum(run.idle_ms for run in meter.run_lines())
+    assert sum(line.gpu_ms for line in lines) + idle == sum(gpu.gpu_ms for gpu in meter.gpu_lines())
+    assert all(line.gpu_ms <= (line.end_ms - line.start_ms + 1) * len(GPUS) for line in lines)
+    used = [event.energy_mj for event in events if isinstance(event, (Passed, Finished))]
+    assert sum(line.energy_mj for line in lines) <= max(used, default=0)
+
+
+@given(crowds(), st.integers(0, 50))
+def test_a_meter_of_tasks_at_once_goes_on_from_its_stored_state(events, cut):
+    whole, lines = fold(events)
+    at = 1 + min(cut, len(events) - 2)
+    half, first = fold(events[:at])
+    half = LeaseMeter.from_state(half.to_state())
+    assert first + [line for event in events[at:] for line in half.apply(event)] == lines
+    assert half.to_state() == whole.to_state()
+
+
+def test_time_is_divided_by_the_number_of_tasks_that_share_it():
+    meter = LeaseMeter(opened())
+    for task, at_ms in ((0, 0), (1, 100)):
+        meter.apply(Passed("lease_1", 1, at_ms * MS, "run_1", ((task, 1),), at_once=True))
+    (first,) = meter.apply(Finished("lease_1", 1, 300 * MS, "run_1", ((1, 1, "done", b"", 0),)))
+    (second,) = meter.apply(Finished("lease_1", 1, 400 * MS, "run_1", ((0, 1, "done", b"", 0),)))
+    assert (first.start_ms, first.end_ms, first.gpu_ms) == (100, 300, 100 * len(GPUS))
+    assert (second.start_ms, second.end_ms, second.gpu_ms) == (0, 400, (100 + 100 + 100) * len(GPUS))
+
+
+def test_tasks_at_once_beside_tasks_in_turn_are_refused():
+    meter = LeaseMeter(opened())
+    meter.apply(Passed("lease_1", 1, 0, "run_1", ((0, 1),)))
+    with pytest.raises(MeterError, match="at once"):
+        meter.apply(Passed("lease_1", 1, 0, "run_1", ((1, 1),), at_once=True))
