@@ -22,6 +22,7 @@ class Bench:
     def __init__(self, start=0):
         self.total = start
         self.together = self.most = 0
+        self.changed = asyncio.Condition()
 
     def add(self, n):
         self.total += n
@@ -30,8 +31,9 @@ class Bench:
     async def meet(self, n):
         self.together += 1
         self.most = max(self.most, self.together)
-        while self.most < n:
-            await asyncio.sleep(0.001)
+        async with self.changed:
+            self.changed.notify_all()
+            await self.changed.wait_for(lambda: self.most >= n)
         self.together -= 1
         return self.most
 
@@ -46,8 +48,7 @@ class Bench:
         return "end"
 
     async def forever(self):
-        while True:
-            await asyncio.sleep(0.01)
+        await asyncio.Event().wait()
 
     async def endless(self):
         i = 0

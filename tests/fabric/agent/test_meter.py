@@ -189,8 +189,7 @@ def crowds(draw) -> list:
             events.append(Finished("lease_1", 1, now, "run_1", ((ended, 1, "done", b"", 0),), energy, counters))
         else:
             events.append(Ticked("lease_1", 1, now, (0, 0), (0, 0)))
-    for ended in flying:
-        events.append(Finished("lease_1", 1, now, "run_1", ((ended, 1, "crashed", b"", 0),), energy))
+    events += [Finished("lease_1", 1, now, "run_1", ((ended, 1, "crashed", b"", 0),), energy) for ended in flying]
     events.append(Closed("lease_1", 1, now + draw(st.integers(0, 3_000 * MS)), "done"))
     return events
 
