@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fabric.operator import init as enrolment
+from fabric.operator.browser_wallet import BrowserWallet
 from fabric.operator.cluster_file import ClusterFileError
 from fabric.operator.enrol import ControlPlane, operator_of
 from fabric.operator.findings import Finding, Verdict, failed
 from fabric.operator.folder import OperatorFolder
-from fabric.operator.wallet import Wallet, WalletError, from_key, open_keystore
+from fabric.operator.wallet import Signer, WalletError, from_key, open_keystore
 from fabric.wire.clock import SystemClock
 from fabric.wire.delegation import Revocation
 from fabric.wire.errors import Error, InvalidRequest
@@ -29,6 +31,9 @@ FolderOption = Annotated[Path, typer.Option("--folder", "-C", help="The operator
 WalletOption = Annotated[
     Path | None,
     typer.Option(help=f"Keystore file of the operator's wallet; without it, the key in {_KEY_VARIABLE} is used."),
+]
+BrowserOption = Annotated[
+    bool, typer.Option("--browser", help="Sign with the wallet in your browser; a page on this machine shows what.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DaysOption = Annotated[int, typer.Option(min=1, max=366, help="For how many days the wallet lets the key act.")]
@@ -46,6 +51,7 @@ def init(
         typer.Option(help='Settings of one machine, such as 10.0.0.12={"num_gpus": 4}; may be repeated.'),
     ] = None,
     wallet: WalletOption = None,
+    browser: BrowserOption = False,
     cluster: Annotated[str, typer.Option(help="The cluster's name.")] = "gpus",
     region: Annotated[str, typer.Option(help="Where the machines stand, such as eu-central.")] = "unknown",
     ssh_user: Annotated[str, typer.Option(help="An account on the machines, of this cluster alone.")] = "fabric",
@@ -77,29 +83,32 @@ def init(
         )
         place.lay_out()
         enrolment.write_cluster_file(place, site, operator_of(token))
-        delegation = enrolment.enrol(place, token, _open_wallet(wallet), url, SystemClock(), days=days)
+        delegation = enrolment.enrol(place, token, _open_wallet(wallet, browser=browser), url, SystemClock(), days=days)
     print(f"Operator {delegation.operator} enrolled; its key is delegated for {days} days.")
     print(f"Next: look at {place.cluster_file}, then `fabric operator doctor -C {place.path}` and")
     print(f"`fabric operator up -C {place.path}` (or plain `ray up {place.cluster_file}`).")
 
 
 @app.command()
-def renew(folder: FolderOption = Path(), wallet: WalletOption = None, days: DaysOption = 90) -> None:
+def renew(
+    folder: FolderOption = Path(), wallet: WalletOption = None, browser: BrowserOption = False, days: DaysOption = 90
+) -> None:
     """Let the wallet sign again, before the delegation ends; key and cluster stay."""
     with _Refusals():
-        delegation = enrolment.renew(OperatorFolder(folder), _open_wallet(wallet), SystemClock(), days=days)
+        signer = _open_wallet(wallet, browser=browser)
+        delegation = enrolment.renew(OperatorFolder(folder), signer, SystemClock(), days=days)
     print(f"Operator {delegation.operator}: delegated for {days} more days.")
 
 
 @app.command()
-def revoke(folder: FolderOption = Path(), wallet: WalletOption = None) -> None:
+def revoke(folder: FolderOption = Path(), wallet: WalletOption = None, browser: BrowserOption = False) -> None:
     """Take the folder's session key back, for good."""
     place = OperatorFolder(folder)
     with _Refusals():
         cluster, control_plane = place.cluster(), ControlPlane(place.cluster().url)
         key = bytes(place.session_key().verify_key)
         revocation = Revocation(control_plane.fabric_id(), cluster.operator, key)
-        control_plane.revoke(revocation, _open_wallet(wallet).sign(revocation.typed_data()))
+        control_plane.revoke(revocation, _open_wallet(wallet, browser=browser).sign(revocation.typed_data()))
     print("The key is revoked: no agent can use it any more. For a new one delete session.key and renew.")
 
 
@@ -217,14 +226,23 @@ def _show(findings: list[Finding]) -> None:
     Console(soft_wrap=False).print(table)
 
 
-def _open_wallet(keystore: Path | None) -> Wallet:
+def _open_wallet(keystore: Path | None, *, browser: bool) -> Signer:
+    if browser and keystore is not None:
+        raise WalletError("--wallet and --browser are two wallets; give one")
+    if browser:
+        return BrowserWallet(_open_page)
     if keystore is None:
         key = os.environ.get(_KEY_VARIABLE)
         if not key:
-            raise WalletError(f"no wallet: give --wallet KEYSTORE, or the key in {_KEY_VARIABLE}")
+            raise WalletError(f"no wallet: give --browser, or --wallet KEYSTORE, or the key in {_KEY_VARIABLE}")
         return from_key(key)
     password = os.environ.get(_PASSWORD_VARIABLE)
     return open_keystore(keystore, getpass.getpass("Keystore password: ") if password is None else password)
+
+
+def _open_page(url: str) -> None:
+    print(f"Open this page in the browser that has your wallet, look, and sign:\n  {url}")
+    webbrowser.open(url)
 
 
 def _prices(texts: list[str]) -> dict[str, dict[str, str]]:

@@ -19,7 +19,7 @@ from fabric.operator.cluster_file import parse_cluster
 from fabric.operator.enrol import ControlPlane, operator_of
 from fabric.operator.folder import OperatorFolder
 from fabric.operator.template import fill_in, template_text
-from fabric.operator.wallet import Wallet
+from fabric.operator.wallet import Signer
 from fabric.wire.clock import Clock
 from fabric.wire.delegation import Delegation, SignedDelegation
 from fabric.wire.errors import InvalidRequest
@@ -48,7 +48,7 @@ class Site:
     offline: bool = False
 
 
-def enrol(folder: OperatorFolder, token: str, wallet: Wallet, url: str, clock: Clock, *, days: int) -> Delegation:
+def enrol(folder: OperatorFolder, token: str, wallet: Signer, url: str, clock: Clock, *, days: int) -> Delegation:
     """Redeem the join token for the folder's session key; what is left to do again is safe to do again.
 
     Raises:
@@ -62,7 +62,7 @@ def enrol(folder: OperatorFolder, token: str, wallet: Wallet, url: str, clock: C
     return signed.delegation
 
 
-def renew(folder: OperatorFolder, wallet: Wallet, clock: Clock, *, days: int) -> Delegation:
+def renew(folder: OperatorFolder, wallet: Signer, clock: Clock, *, days: int) -> Delegation:
     """A later expiry for the folder's key; the running agent need not be told.
 
     Raises:
@@ -77,7 +77,7 @@ def renew(folder: OperatorFolder, wallet: Wallet, clock: Clock, *, days: int) ->
 
 
 def _sign(
-    control_plane: ControlPlane, folder: OperatorFolder, operator: str, wallet: Wallet, clock: Clock, days: int
+    control_plane: ControlPlane, folder: OperatorFolder, operator: str, wallet: Signer, clock: Clock, days: int
 ) -> SignedDelegation:
     now_ms, key = clock.now_ms(), folder.session_key()
     fabric_id = control_plane.fabric_id()

@@ -6,7 +6,7 @@ The key is used and forgotten; it is written nowhere. Needs `eth-account` (insta
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 class WalletError(ValueError):
     """A wallet that cannot be opened; says why and what would work."""
+
+
+class Signer(Protocol):
+    """Whatever signs for the operator: an unlocked wallet, or one in a browser."""
+
+    def sign(self, typed_data: dict[str, Any]) -> bytes:
+        """The 65-byte signature of an EIP-712 message."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,17 @@ def from_key(key: str | bytes) -> Wallet:
         return Wallet(account.from_key(key))
     except Exception:  # noqa: BLE001 - classes of three packages, whose texts may hold the key
         raise WalletError("that is not a private key; give 64 hex digits") from None
+
+
+def signer_of(typed_data: dict[str, Any], signature: bytes) -> str:
+    """The address (EIP-55) whose signature of an EIP-712 message this is; empty for bytes that are none."""
+    account = _eth_account()
+    from eth_account.messages import encode_typed_data
+
+    try:
+        return str(account.recover_message(encode_typed_data(full_message=typed_data), signature=signature))
+    except Exception:  # noqa: BLE001 - classes of three packages; bytes that are no signature are nobody's
+        return ""
 
 
 def _eth_account() -> Any:
