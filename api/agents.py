@@ -25,8 +25,10 @@ from api.fleet import cluster_id
 from api.ingest import Ingest
 from api.lifecycle import MISSING_MS
 from api.plane import Plane
+from api.pulse import Pulse
 from api.signals import cluster_topic
 from api.tables import AttemptRow, ClusterRow, LeaseRow, NonceRow, OperatorRow, RunRow, SessionKeyRow
+from api.ways import write_gateway
 from fabric.wire import link
 from fabric.wire.ids import new_id
 from fabric.wire.machines import ACTIVE_LEASE_STATES, LeaseState, TaskState
@@ -78,12 +80,16 @@ class Agents:
         rows = await to_thread.run_sync(self._write_beat, list(connected.values()), now)
         for row in rows:
             if row.cluster in connected:
-                connected[row.cluster].send(link.Nonce(seq=row.seq or 0, value=row.value))
+                connected[row.cluster].beat(link.Nonce(seq=row.seq or 0, value=row.value))
         for connection, targets in await to_thread.run_sync(self._to_measure, list(connected.values()), now):
             connection.send(link.Measure(targets=targets))
         for cluster in await to_thread.run_sync(self._without_key, connected, now):
             _log.warning("agent cut off: its key was revoked, or the delegation ended", cluster=cluster)
             await connected[cluster].close()
+
+    def find(self, cluster: str) -> "_Connection | None":
+        """The cluster's agent, if it is connected to this process."""
+        return self._connected.get(cluster)
 
     async def close(self) -> None:
         """End every connection."""
@@ -140,6 +146,7 @@ class Agents:
             self._check(session, hello)
             cluster = self._cluster(session, hello, name)
             write_location(session, cluster.id, hello.location)
+            write_gateway(session, cluster.id, hello.fingerprint, self._plane.settings.public_url)
             inventory.write_prices(session, cluster.id, hello.prices, self._plane.now_ms())
             refused = inventory.write_nodes(self._plane, session, cluster, hello.nodes)
             if refused:
@@ -215,7 +222,7 @@ class Agents:
         """Whom each agent should measure: the same few again and again, at once when they are others than before."""
         with self._plane.database.read() as session:
             live = select(ClusterRow).where(col(ClusterRow.connected)).order_by(col(ClusterRow.id))
-            gateways = {row.id: row.gateway for row in session.scalars(live)}
+            gateways = {row.id: row.gateway for row in session.scalars(live) if row.gateway}
         due = [one for one in connections if one.measures_due(tuple(gateways), now_ms)]
         return [
             (
@@ -256,6 +263,7 @@ class _Connection:
         self._websocket = websocket
         self.admitted = admitted
         self.heard_ms = plane.now_ms()
+        self.pulse = Pulse()
         self._events = AgentEvents(plane, admitted.operator, admitted.cluster)
         self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue(_OUTBOX)
         self._sent: set[tuple[Any, ...]] = set()
@@ -269,6 +277,11 @@ class _Connection:
         if due:
             self._measured = (clusters, now_ms)
         return due
+
+    def beat(self, nonce: link.Nonce) -> None:
+        """Send the second's nonce; the heartbeat that answers it shows how far the agent is."""
+        self.pulse.sent(nonce.seq, self._plane.clock.monotonic_ns())
+        self.send(nonce)
 
     def send(self, message: Any) -> None:
         """Queue a message; an agent that does not read for thousands of messages is cut off."""
@@ -313,6 +326,8 @@ class _Connection:
 
     async def _hear(self, message: Any) -> str:
         """Receipts go to the group commit; what follows them in the stream waits until they are durable."""
+        if isinstance(message, link.Heartbeat):
+            self.pulse.heard(message.nonce_seq, self._plane.clock.monotonic_ns())
         if isinstance(message, link.Receipts):
             self._ingest.put(self, self.admitted.operator, self.admitted.session_keys, message.receipts)
         elif not isinstance(message, link.Heartbeat) or self._events.lost_changed(message.lost_nodes):

@@ -16,7 +16,22 @@ from api.limits import BodyLimit
 from api.listening import Listener
 from api.metering import Metering
 from api.plane import Plane, build
-from api.routes import account, agent, audit, blobs, enrol, health, inventory, leases, ledger, offers, runs, sessions
+from api.relay import Relay
+from api.routes import (
+    account,
+    agent,
+    audit,
+    blobs,
+    enrol,
+    health,
+    inventory,
+    leases,
+    ledger,
+    offers,
+    relay,
+    runs,
+    sessions,
+)
 from api.routes import chain as chain_route
 from api.settings import Settings
 from api.signals import CAPACITY
@@ -24,7 +39,22 @@ from fabric.wire.clock import Clock
 from ledger.chain.settings import ChainSettings
 
 _log = structlog.get_logger(__name__)
-_ROUTES = (health, account, offers, runs, leases, sessions, blobs, inventory, enrol, ledger, chain_route, audit, agent)
+_ROUTES = (
+    health,
+    account,
+    offers,
+    runs,
+    leases,
+    sessions,
+    blobs,
+    inventory,
+    enrol,
+    ledger,
+    chain_route,
+    audit,
+    agent,
+    relay,
+)
 _DESCRIPTION = """
 The control plane of Berkeley Compute: it knows every GPU, places runs, meters them by signed receipts and keeps the
 ledger.
@@ -61,6 +91,7 @@ def create_app(
     app.state.plane = plane
     app.state.ingest = Ingest(Metering(plane))
     app.state.agents = Agents(plane, app.state.ingest)
+    app.state.relay = Relay(plane, app.state.agents)
     errors.install(app)
     app.middleware("http")(_measure)
     app.add_middleware(BodyLimit)

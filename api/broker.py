@@ -24,6 +24,7 @@ from api.schemas import RttsIn, RunRequest, Target, ToldRun
 from api.signals import cluster_topic, run_topic
 from api.surroundings import check_same_surroundings, check_surroundings
 from api.tables import ClusterRow, LeaseRow, LeaseRunRow, RunRow, SessionRow
+from api.ways import way_to
 from fabric.placement.answer import Placement, Refusal, Verdict
 from fabric.placement.fleet import Fleet
 from fabric.placement.place import as_held, keep_clear, offers, place
@@ -212,16 +213,16 @@ class Broker:
         """
         self._session_of(customer, session)
         now, distances = self._plane.now_ms(), self._plane.distances
-        gateways = {row.id: row.gateway for row in self._session.scalars(select(ClusterRow))}
+        ways = {row.id: way_to(self._session, row) for row in self._session.scalars(select(ClusterRow))}
         rtts = [link.Rtt(place=one.place, rtt_us=one.rtt_us) for one in told.rtts]
-        write_rtts(self._session, session, rtts, set(gateways), now)
+        write_rtts(self._session, session, rtts, set(ways), now)
         if told.request.near or not wants_near(told.request):
             return []
         measured = caller_rtts_ms(self._session, session, now)
         anywhere = told.request.model_copy(update={"max_rtt_ms": None, "objective": "cost"})
         eligible = sorted({offer.cluster for offer in self._offers(anywhere)})
         probe = distances.to_probe(session, measured, eligible)
-        return [Target(place=name, gateway=gateways[name]) for name in probe]
+        return [Target(place=name, gateway=ways[name].gateway, relay=ways[name].ping(name)) for name in probe]
 
     def end_session(self, row: SessionRow, reason: Reason) -> None:
         """Release every lease of a session and end its runs, except detached ones."""

@@ -309,6 +309,8 @@ class Route(_Out):
     gateway: str
     token: str
     expires_ms: int
+    fingerprint: str
+    relay: str
 
 
 class Routes(_Out):
@@ -321,6 +323,7 @@ class Routes(_Out):
 class Target(_Out):
     place: str
     gateway: str
+    relay: str
 
 
 class Probes(_Out):

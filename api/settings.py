@@ -29,6 +29,11 @@ class Settings(BaseSettings):
     bootstrap: Path | None = Field(
         default=None, description="JSON file that declares customers and operators (docs/protocol.md); read at start."
     )
+    public_url: str = Field(
+        default="",
+        pattern=r"^(https?://[^/]+)?$",
+        description="How others reach this very process, where several share one database: relay routes name it.",
+    )
     allow_simulated: bool = Field(default=False, description="Whether agents may offer simulated GPUs.")
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     finality_s: float = Field(default=600.0, ge=0, description="Seconds after which accepted usage cannot be undone.")

@@ -24,7 +24,8 @@ async def round_trips_us(urls: Mapping[str, str]) -> dict[str, int]:
     """The least of a few round trips to each of these addresses, in microseconds; who does not answer is left out.
 
     Args:
-        urls: ws, wss, http or https addresses by any name; only scheme, host and port of each are used.
+        urls: ws, wss, http or https addresses by any name; of each only scheme, host and port are used, unless its path
+            is a ping's of its own.
     """
     gate = asyncio.Semaphore(_AT_ONCE)
 
@@ -56,7 +57,8 @@ async def _once(url: str) -> int:
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port or _PORTS[parts.scheme], ssl=secure)
     try:
         started = time.perf_counter_ns()
-        writer.write(f"GET {PING_PATH} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
+        path = parts.path if parts.path.endswith("/ping") else PING_PATH
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
         answer = await reader.readline()
         ended = time.perf_counter_ns()
     finally:

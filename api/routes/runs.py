@@ -19,6 +19,7 @@ from api.plane import Plane
 from api.signals import run_topic
 from api.tables import ClusterRow, ReceiptRow, RunRow, SessionKeyRow
 from api.views import planned_view, run_view
+from api.ways import way_to
 from fabric.wire.errors import InvalidRequest
 from fabric.wire.machines import RUN_EDGES, LeaseState, RunState, is_terminal
 from fabric.wire.tokens import LeaseToken, sign_token
@@ -220,12 +221,18 @@ def _routes(plane: Plane, session: Session, run: RunRow) -> schemas.Routes:
     for lease in transitions.leases_of(session, run.id, active=True):
         if lease.state == LeaseState.CLOSING.value:
             continue
-        gateway = session.get_one(ClusterRow, lease.cluster).gateway
-        token = LeaseToken(lease.operator, lease.id, lease.generation, lease.session, expires)
+        way = way_to(session, session.get_one(ClusterRow, lease.cluster))
+        token = LeaseToken(lease.operator, lease.id, lease.generation, lease.session, expires, way.fingerprint)
         signed = sign_token(token, plane.token_key)
         routes.append(
             schemas.Route(
-                lease=lease.id, generation=lease.generation, gateway=gateway, token=signed, expires_ms=expires
+                lease=lease.id,
+                generation=lease.generation,
+                gateway=way.gateway,
+                token=signed,
+                expires_ms=expires,
+                fingerprint=way.fingerprint,
+                relay=way.relay,
             )
         )
     return schemas.Routes(state=run.state, reason=run.reason, message=run.message, routes=routes)

@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from fabric.agent.agent import Agent
+from fabric.agent.certificate import CertificateError
 from fabric.agent.cluster import ClusterError
 from fabric.agent.executor import RayCluster
 from fabric.agent.link import Refused
@@ -46,14 +47,18 @@ async def _serve(settings: AgentSettings, outbox: Outbox) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     token = _node_token(settings.state_dir / "node.token")
-    agent = Agent(
-        settings,
-        key=settings.session_key(),
-        cluster=RayCluster(settings, token),
-        outbox=outbox,
-        node_token=token,
-        clock=SystemClock(),
-    )
+    try:
+        agent = Agent(
+            settings,
+            key=settings.session_key(),
+            cluster=RayCluster(settings, token),
+            outbox=outbox,
+            node_token=token,
+            clock=SystemClock(),
+        )
+    except CertificateError as error:
+        sys.stderr.write(f"fabric agent: {error}\n")
+        return 2
     running = asyncio.ensure_future(agent.run())
     signalled = asyncio.ensure_future(stopped.wait())
     await asyncio.wait((running, signalled), return_when=asyncio.FIRST_COMPLETED)

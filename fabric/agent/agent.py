@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from nacl.signing import SigningKey
 
+from fabric.agent.certificate import load_or_make
 from fabric.agent.cluster import Cluster, ClusterError
 from fabric.agent.directory import Directory
 from fabric.agent.gateway import PATH, Gateway, Refusal
@@ -19,6 +20,7 @@ from fabric.agent.loglines import LogLines
 from fabric.agent.meter import LeaseMeter
 from fabric.agent.nodes import NodeClient
 from fabric.agent.outbox import Outbox
+from fabric.agent.relay import Relays
 from fabric.agent.sealer import Account, Key, Sealed, Sealer
 from fabric.agent.settings import AgentSettings
 from fabric.agent.work import Blobs, Works
@@ -80,8 +82,11 @@ class Agent:
         self._blobs = Blobs(settings.url)
         self._logs = LogLines(self._link.send)
         self._works = Works(self._blobs, self.node_of, self._link.send)
-        self._gateway = Gateway(self, operator=settings.operator, clock=clock)
+        certificate = load_or_make(settings.state_dir) if settings.gateway_tls else None
+        self._gateway = Gateway(self, operator=settings.operator, clock=clock, certificate=certificate)
         self._gateway_url = settings.gateway_url
+        self._gateway_port = 0
+        self._relays = Relays(settings.url, self._own_gateway)
         self._restore()
 
     async def run(self) -> None:
@@ -93,8 +98,9 @@ class Agent:
             OSError: the gateway's port is taken.
         """
         host = self._settings.gateway_host
-        port = await self._gateway.start(host, self._settings.gateway_port)
-        self._gateway_url = self._gateway_url or f"ws://{host}:{port}{PATH}"
+        port = self._gateway_port = await self._gateway.start(host, self._settings.gateway_port)
+        scheme = "wss" if self._settings.gateway_tls else "ws"
+        self._gateway_url = self._gateway_url or f"{scheme}://{host}:{port}{PATH}"
         await asyncio.to_thread(self._cluster.connect)
         await self._look_at_cluster()
         await self._first_answers()
@@ -122,6 +128,7 @@ class Agent:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._relays.stop()
         await self._gateway.stop()
         for client in self._nodes.values():
             await client.stop()
@@ -151,7 +158,8 @@ class Agent:
             version=version("berkeley-compute"),
             operator=settings.operator,
             cluster=settings.cluster,
-            gateway=self._gateway_url,
+            gateway=self._gateway_url if settings.gateway_direct else "",
+            fingerprint=self._gateway.fingerprint,
             nodes=self._infos(),
             prices=settings.prices,
             location=settings.location,
@@ -191,6 +199,8 @@ class Agent:
                 await self._drop((message.lease, message.generation), Reason.INTERNAL_ERROR)
             case link.Work():
                 self._works.begin(message)
+            case link.Relay():
+                self._relays.begin(message)
             case link.Measure():
                 self._begin_measuring(message.targets)
             case link.Refuse():
@@ -240,6 +250,11 @@ class Agent:
 
     def on_inventory(self) -> None:
         self._link.send(link.Inventory(nodes=self._infos()))
+
+    def _own_gateway(self) -> tuple[str, int]:
+        """Where this process reaches its own gateway."""
+        host = self._settings.gateway_host
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), self._gateway_port  # noqa: S104 - looked up, not bound
 
     def _restore(self) -> None:
         """Take up the accounts that an earlier process left."""

@@ -10,7 +10,8 @@ from typing import Protocol
 from websockets.frames import CloseCode
 from websockets.http11 import Request
 
-from fabric.agent.passage import Denied, Passage, Refusal
+from fabric.agent.certificate import Certificate
+from fabric.agent.passage import HANDSHAKE_S, Denied, Passage, Refusal
 from fabric.wire.channel import PING_PATH
 from fabric.wire.clock import Clock
 from fabric.wire.tokens import LeaseToken, TokenError, verify_token
@@ -41,14 +42,20 @@ class Leases(Protocol):
 class Gateway:
     """`start`, then customers may come, until `stop`."""
 
-    def __init__(self, leases: Leases, *, operator: str, clock: Clock) -> None:
+    def __init__(self, leases: Leases, *, operator: str, clock: Clock, certificate: Certificate | None = None) -> None:
         self._leases = leases
         self._operator = operator
         self._clock = clock
+        self._certificate = certificate
         self._server: asyncio.Server | None = None
         self._passages: set[Passage] = set()
         self._empty = asyncio.Event()
         self._empty.set()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its certificate; "" without one."""
+        return self._certificate.fingerprint if self._certificate is not None else ""
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port, which is a free one for 0.
@@ -56,7 +63,13 @@ class Gateway:
         Raises:
             OSError: the port is taken.
         """
-        self._server = await asyncio.get_running_loop().create_server(lambda: Passage(self), host, port)
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: Passage(self),
+            host,
+            port,
+            ssl=self._certificate.context if self._certificate is not None else None,
+            ssl_handshake_timeout=HANDSHAKE_S if self._certificate is not None else None,
+        )
         return self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -101,4 +114,8 @@ class Gateway:
             raise Denied(HTTPStatus.UNAUTHORIZED, f"{error}\n") from None
         if self._leases.superseded(token):
             raise Denied(HTTPStatus.UNAUTHORIZED, "the lease token is of an older generation\n")
+        if token.fingerprint != self.fingerprint:
+            raise Denied(
+                HTTPStatus.UNAUTHORIZED, "the lease token is for another certificate; fetch the run's route again\n"
+            )
         return token

@@ -1,12 +1,13 @@
 """The agent's settings: one JSON file, named by `FABRIC_AGENT_CONFIG`. Read once; frozen."""
 
+import ipaddress
 import json
 from pathlib import Path
 from typing import Literal
 
 from nacl.encoding import HexEncoder
 from nacl.signing import SigningKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fabric.agent.simulated import parse
@@ -55,7 +56,12 @@ class AgentSettings(BaseModel):
     gateway_port: int = Field(default=0, ge=0, le=65535)
     """Their port; 0 takes a free one."""
     gateway_url: str = ""
-    """How customers reach the gateway, where it is not `ws://<gateway_host>:<gateway_port>/v1/channel`."""
+    """How customers reach the gateway, where it is not `wss://<gateway_host>:<gateway_port>/v1/channel`."""
+    gateway_tls: bool = True
+    """Whether the gateway speaks TLS with a certificate that it makes itself; without it, only on loopback or behind
+    `gateway_url`, where something else speaks TLS for it."""
+    gateway_direct: bool = True
+    """Whether customers may reach the gateway at its address; False where only the relay of the control plane does."""
     isolation: Literal["none", "bubblewrap"] = "none"
     """What stands between a customer's code and the node; `none` only for the operator's own code."""
     prices: dict[str, dict[str, int]]
@@ -66,6 +72,15 @@ class AgentSettings(BaseModel):
     """Children kept ready on each node beside those in use."""
     warm_modules: tuple[str, ...] = ()
     """Modules that children import before they are needed, for example `numpy`; missing ones are left out."""
+
+    @model_validator(mode="after")
+    def _private(self) -> "AgentSettings":
+        if not self.gateway_tls and not self.gateway_url and not _is_loopback(self.gateway_host):
+            raise ValueError(
+                f"gateway_tls is false and gateway_host is {self.gateway_host}: customers' data would travel in the "
+                "clear; leave gateway_tls out, or name what speaks TLS for it in gateway_url"
+            )
+        return self
 
     @field_validator("simulated_gpus")
     @classmethod
@@ -90,6 +105,13 @@ class AgentSettings(BaseModel):
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"{path} holds no session key: 64 hexadecimal digits are wanted") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load(environ: dict[str, str]) -> tuple[AgentEnvironment, AgentSettings]:

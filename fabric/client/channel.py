@@ -12,7 +12,8 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from fabric.client.pack import Packed
-from fabric.client.stream import Stream, open_stream
+from fabric.client.route import Route, open_route
+from fabric.client.stream import Stream
 from fabric.client.tasks import Task
 from fabric.wire import channel, frames
 from fabric.wire.errors import AuthError, Error, InvalidRequest, ServiceError
@@ -28,16 +29,6 @@ ACK_S = 0.02
 """How long an acknowledgement of small results waits for a frame to travel with."""
 ACK_BYTES = 1 << 20
 """Results of this size together are acknowledged at once: the node holds them until then."""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where a lease's data channel is, and the token that opens it."""
-
-    lease: str
-    generation: int
-    gateway: str
-    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +89,7 @@ class Channel:
         """
         self._known.clear()
         self._ready = asyncio.get_running_loop().create_future()
-        self._stream = await open_stream(route.gateway, route.token, self._on_message, self._on_lost)
+        self._stream = await open_route(route, self._on_message, self._on_lost)
         async with asyncio.timeout(READY_S):
             await asyncio.shield(self._ready)
         self._start(self._watch(self._stream))

@@ -10,13 +10,14 @@ from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import Any
 
-from fabric.client.channel import Channel, Route, closed_reason
+from fabric.client.channel import Channel, closed_reason
 from fabric.client.events import AttemptEnded, Broken, Event, Lines, Placed, Progress, Results
 from fabric.client.lease_pool import HeldLease
 from fabric.client.office import Office, route_of
 from fabric.client.options import RunOptions
 from fabric.client.pace import FRAME_BYTES
 from fabric.client.pack import Packed
+from fabric.client.route import Route
 from fabric.client.tasks import Ended, Piece, Tasks
 from fabric.wire import channel as wire
 from fabric.wire.errors import Error, InvalidRequest, NoCapacity, ServiceError, run_failed

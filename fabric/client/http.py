@@ -6,8 +6,9 @@ It knows paths and members of `docs/protocol.md`, and nothing of what they are u
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import httpx
 
@@ -17,6 +18,14 @@ LONG_POLL_S = 25
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 RETRY_DELAYS_S = (0.1, 0.3, 1.0)
 """Before the second, third, … try of a request that did not get through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Where a place answers pings: its gateway, and through the relay; each "" where it does not."""
+
+    gateway: str
+    relay: str
 
 
 class ControlPlane:
@@ -46,7 +55,11 @@ class ControlPlane:
 
     async def route(self, run: str, *, wait_s: float = 0) -> dict[str, Any]:
         params = {"wait_s": int(wait_s)} if wait_s else {}
-        return await self._json("GET", f"/v1/runs/{_part(run)}/route", params=params, wait_s=wait_s)
+        answer = await self._json("GET", f"/v1/runs/{_part(run)}/route", params=params, wait_s=wait_s)
+        for route in answer["routes"]:
+            if route.get("relay"):
+                route["relay"] = "ws" + urljoin(self.url + "/", route["relay"].lstrip("/")).removeprefix("http")
+        return answer
 
     async def more_leases(self, run: str, count: int, exclude_nodes: Sequence[str]) -> dict[str, Any]:
         body = {"count": count, "exclude_nodes": list(exclude_nodes)}
@@ -72,12 +85,17 @@ class ControlPlane:
     async def register_runs(self, session: str, runs: Sequence[Mapping[str, Any]]) -> None:
         await self._json("POST", f"/v1/sessions/{_part(session)}/runs", json={"runs": list(runs)})
 
-    async def rtts(self, session: str, rtts: Mapping[str, int], request: Mapping[str, Any]) -> dict[str, str]:
-        """Tell what was measured; gateways, by their places, that are worth measuring next for this run."""
+    async def rtts(self, session: str, rtts: Mapping[str, int], request: Mapping[str, Any]) -> dict[str, Probe]:
+        """Tell what was measured; the places that are worth measuring next for this run."""
         told = [{"place": place, "rtt_us": rtt_us} for place, rtt_us in rtts.items()]
         body = {"rtts": told, "request": dict(request)}
         answer = await self._json("POST", f"/v1/sessions/{_part(session)}/rtts", json=body)
-        return {one["place"]: one["gateway"] for one in answer["probe"]}
+        return {
+            one["place"]: Probe(
+                one["gateway"], urljoin(self.url + "/", one["relay"].lstrip("/")) if one.get("relay") else ""
+            )
+            for one in answer["probe"]
+        }
 
     async def end_session(self, session: str) -> None:
         await self._json("POST", f"/v1/sessions/{_part(session)}/end")

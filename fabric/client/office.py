@@ -10,11 +10,12 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from fabric.client.channel import Gone, Route
-from fabric.client.http import ControlPlane
+from fabric.client.channel import Gone
+from fabric.client.http import ControlPlane, Probe
 from fabric.client.lease_pool import HeldLease, LeasePool
 from fabric.client.loop import LoopThread
 from fabric.client.registrar import Registrar
+from fabric.client.route import Route, note_unreachable
 from fabric.client.terminal import print_line
 from fabric.ping import round_trips_us
 from fabric.wire.errors import Error
@@ -61,8 +62,20 @@ class Office:
             probe = await self.plane.rtts(self.session, found, request)
             if not probe:
                 return
-            found = await round_trips_us({**probe, CONTROL: self.plane.url})
+            found = await self._round_trips_us(probe)
         await self.plane.rtts(self.session, found, request)
+
+    async def _round_trips_us(self, probe: dict[str, Probe]) -> dict[str, int]:
+        """To the control plane and these places: directly, and where a gateway cannot be reached through the relay."""
+        direct = {place: one.gateway for place, one in probe.items() if one.gateway}
+        found = await round_trips_us({**direct, CONTROL: self.plane.url})
+        missing = {place: one for place, one in probe.items() if place not in found and one.relay}
+        if not missing or CONTROL not in found:
+            return found
+        relayed = await round_trips_us({place: one.relay for place, one in missing.items()})
+        for place in relayed:
+            note_unreachable(missing[place].gateway)
+        return {**found, **relayed}
 
     async def find_route(self, held: HeldLease) -> Route | Gone | None:
         """A fresh route to a lease, why it is over, or None while it has none."""
@@ -87,7 +100,14 @@ class Office:
 
 
 def route_of(route: dict[str, Any]) -> Route:
-    return Route(route["lease"], route["generation"], route["gateway"], route["token"])
+    return Route(
+        route["lease"],
+        route["generation"],
+        route["gateway"],
+        route["token"],
+        route.get("fingerprint", ""),
+        route.get("relay", ""),
+    )
 
 
 @cache

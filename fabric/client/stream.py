@@ -4,13 +4,11 @@ The protocol itself is `websockets`' sans-IO client; this only moves bytes. It d
 """
 
 import asyncio
-import ssl
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake, WebSocketException
+from websockets.exceptions import InvalidHandshake
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
@@ -52,6 +50,20 @@ class Stream(asyncio.Protocol):
             else:
                 self._send_fragments([part for part in parts if memoryview(part).nbytes])
         self._flush()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the peer has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def hold(self) -> None:
+        """Take nothing more from the peer until `release`."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def release(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def close(self) -> None:
         """End the connection; `on_lost` follows."""
@@ -147,32 +159,3 @@ class Stream(asyncio.Protocol):
                 self._transport.close()
         if joined:
             self._transport.write(joined[0] if len(joined) == 1 else b"".join(joined))
-
-
-async def open_stream(url: str, token: str, on_message: Callable[[bytes], None], on_lost: Callable[[], None]) -> Stream:
-    """A connection to `url` (ws:// or wss://), answered.
-
-    Raises:
-        AuthError: the token opens nothing there.
-        ServiceError: nobody there, or no WebSocket.
-    """
-    parts = urlsplit(url)
-    secure = parts.scheme == "wss"
-    port = parts.port or (443 if secure else 80)
-    stream: Stream | None = None
-    try:
-        async with asyncio.timeout(CONNECT_S):
-            _, stream = await asyncio.get_running_loop().create_connection(
-                lambda: Stream(url, token, on_message, on_lost),
-                parts.hostname or "",
-                port,
-                ssl=ssl.create_default_context() if secure else None,
-            )
-        await stream.opened()
-    except (OSError, TimeoutError, WebSocketException) as error:
-        raise ServiceError(f"the gateway {url} cannot be reached: {error or 'no answer'}", retryable=True) from None
-    except BaseException:
-        if stream is not None:
-            stream.close()
-        raise
-    return stream

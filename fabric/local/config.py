@@ -75,6 +75,7 @@ def agent_config(
         "ray_address": ray_address,
         "gateway_host": "127.0.0.1",
         "gateway_port": gateway_port,
+        "gateway_tls": False,
         "isolation": isolation,
         "prices": PRICES_DC,
         "simulated_gpus": simulated,

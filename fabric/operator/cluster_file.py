@@ -36,7 +36,9 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClusterFile:
-    """One operator's cluster. `prices` are DC per GPU-hour by model and tier; `gateway` is (host, port)."""
+    """One operator's cluster. `prices` are DC per GPU-hour by model and tier; `gateway` is (host, port, whether
+    customers may reach it directly).
+    """
 
     name: str
     head: str
@@ -47,7 +49,7 @@ class ClusterFile:
     operator: str
     region: str
     isolation: str
-    gateway: tuple[str, int]
+    gateway: tuple[str, int, bool]
     prices: Mapping[str, Mapping[str, int]]
     allow: tuple[str, ...]
     nodes: Mapping[str, NodeSettings]
@@ -154,13 +156,16 @@ def _nodes(nodes: Any, known: set[str]) -> dict[str, NodeSettings]:
     return found
 
 
-def _gateway(gateway: Any, head: str) -> tuple[str, int]:
+def _gateway(gateway: Any, head: str) -> tuple[str, int, bool]:
     members = _mapping(gateway, "provider.fabric.gateway")
-    _only(members, {"host", "port"}, "provider.fabric.gateway")
+    _only(members, {"host", "port", "direct"}, "provider.fabric.gateway")
     port = _count(members.get("port", 8970), "provider.fabric.gateway.port")
     if port is None or port > 65535:
         raise ClusterFileError(f"provider.fabric.gateway.port is {port}; a TCP port is 1 to 65535, or 0 for any")
-    return str(members.get("host", head)), port
+    direct = members.get("direct", True)
+    if not isinstance(direct, bool):
+        raise ClusterFileError(f"provider.fabric.gateway.direct is {_seen(direct)}; true, or false for the relay alone")
+    return str(members.get("host", head)), port, direct
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

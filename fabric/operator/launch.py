@@ -53,7 +53,7 @@ def node_arguments(cluster: ClusterFile, address: str) -> list[str]:
 
 def agent_config(cluster: ClusterFile, folder: str) -> dict[str, Any]:
     """The agent's configuration, as docs/protocol.md lists it; `folder` is the agent's own on the head."""
-    host, port = cluster.gateway
+    host, port, direct = cluster.gateway
     return {
         "url": cluster.url,
         "operator": cluster.operator,
@@ -65,6 +65,7 @@ def agent_config(cluster: ClusterFile, folder: str) -> dict[str, Any]:
         "ray_allow": list(cluster.allow),
         "gateway_host": host,
         "gateway_port": port,
+        "gateway_direct": direct,
         "isolation": cluster.isolation,
         "prices": {model: dict(tiers) for model, tiers in cluster.prices.items()},
         "simulated_gpus": "",

@@ -36,6 +36,9 @@ named counts.
 PING_PATH = "/v1/ping"
 """What a gateway and a control plane answer to everybody, with nothing: a round trip is timed by it."""
 
+RELAY_PATH = "/v1/relay"
+"""Where a control plane joins customers to gateways that they cannot reach."""
+
 FN = "fn"
 CALL = "call"
 ACK = "ack"

@@ -92,7 +92,8 @@ class Hello(_Model):
     """Agent → control plane. `proof` signs `hello_payload(challenge, operator, cluster)` with the session key.
 
     `prices` is {model: {tier: DC per GPU-hour}}; `leases` are those the agent still holds; `location` is where the
-    cluster stands, "latitude,longitude" in degrees, or "".
+    cluster stands, "latitude,longitude" in degrees, or "". `gateway` is "" where customers reach it through the relay
+    alone; `fingerprint` is the SHA-256 (hexadecimal) of its certificate, or "" where it makes none of its own.
     """
 
     kind: Literal["hello"] = "hello"
@@ -107,6 +108,7 @@ class Hello(_Model):
     prices: dict[str, dict[str, int]]
     leases: list[LeaseRef] = []
     location: str = ""
+    fingerprint: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
 
 class Refuse(_Model):
@@ -306,6 +308,17 @@ class Rtts(_Model):
     rtts: list[Rtt] = Field(max_length=256)
 
 
+class Relay(_Model):
+    """Control plane → agent: a customer waits at the relay; dial `url` with `secret` and join it to your gateway.
+
+    `url` is relative to the agent's own control plane where that control plane has no public address of its own.
+    """
+
+    kind: Literal["relay"] = "relay"
+    url: str
+    secret: str
+
+
 Message = Annotated[
     Challenge
     | Hello
@@ -325,7 +338,8 @@ Message = Annotated[
     | WorkDone
     | Logs
     | Measure
-    | Rtts,
+    | Rtts
+    | Relay,
     Field(discriminator="kind"),
 ]
 

@@ -173,6 +173,7 @@ class Operator:
             session_key_file=self.state / "key",
             state_dir=self.state,
             ray_address="127.0.0.1:1",
+            gateway_tls=False,
             prices={"H100": {"on_demand": 250_000}},
         )
         self.agent = Agent(

@@ -5,7 +5,8 @@ from importlib.metadata import version
 import pytest
 from websockets.asyncio.server import serve
 
-from fabric.client.channel import Channel, Route
+from fabric.client.channel import Channel
+from fabric.client.route import Route
 from fabric.wire import channel as wire
 from fabric.wire import frames
 from fabric.wire.reasons import Reason
