@@ -1,4 +1,4 @@
-"""Ways to a gateway: whose certificate is believed, what travels in the clear, and what happens where nobody answers."""
+"""Ways to a gateway: whose certificate is believed, what travels in the clear, and what if nobody answers."""
 
 import asyncio
 import time
@@ -38,10 +38,10 @@ class Node:
     """A node that is ready, and sends back what comes after the agent's greeting."""
 
     def __init__(self):
-        self.open = 0
+        self.tasks = []
 
     async def serve(self, reader, writer):
-        self.open += 1
+        self.tasks.append(asyncio.current_task())
         writer.write(pack_bytes([channel.READY, {"node": "n1"}]))
         head = await reader.readexactly(12)
         await reader.readexactly(int.from_bytes(head[:4], "little"))
@@ -50,7 +50,6 @@ class Node:
             await writer.drain()
         writer.close()
         await writer.wait_closed()
-        self.open -= 1
 
 
 class Operator:
@@ -84,8 +83,7 @@ async def operator(tmp_path):
     gateway = Gateway(leases, operator="op_1", clock=SystemClock(), certificate=load_or_make(tmp_path))
     yield Operator(key, leases, gateway, await gateway.start("127.0.0.1", 0))
     await gateway.stop()
-    while served.open:
-        await asyncio.sleep(0.01)
+    await asyncio.gather(*served.tasks)
     node.close()
 
 
@@ -167,7 +165,7 @@ async def test_a_gateway_that_cannot_be_reached_is_not_tried_again_soon(operator
     monkeypatch.setattr(routes, "_out_of_reach", {})
     gateway = "wss://127.0.0.1:1/v1/channel"
     for _ in range(2):
-        with pytest.raises(ServiceError, match="the relay ws://127.0.0.1:1/v1/relay cannot be reached"):
+        with pytest.raises(ServiceError, match=r"the relay ws://127\.0\.0\.1:1/v1/relay cannot be reached"):
             await Heard().open(operator.route(gateway=gateway, relay="ws://127.0.0.1:1/v1/relay"))
         assert routes.is_unreachable(gateway)
     assert not routes.is_unreachable(operator.route().gateway)
