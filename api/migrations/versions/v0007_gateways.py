@@ -5,8 +5,8 @@ from sqlmodel import SQLModel
 
 from api.gateway_tables import gateway_tables
 
-revision = "0005"
-down_revision = "0004"
+revision = "gateways"
+down_revision = "node_terms"
 
 
 def upgrade() -> None:
