@@ -22,6 +22,7 @@ KNOWN_KEYS = frozenset(
         "FABRIC_DATABASE_URL",
         "FABRIC_HOST",
         "FABRIC_PORT",
+        "FABRIC_PUBLIC_URL",
         "FABRIC_STATE_DIR",
         "FABRIC_BOOTSTRAP",
         "FABRIC_ALLOW_SIMULATED",
