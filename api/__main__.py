@@ -24,6 +24,8 @@ from ledger.chain.errors import ChainError
 from ledger.chain.settings import ChainSettings
 
 EXIT_UNUSABLE, EXIT_SETTINGS, EXIT_PORT = 1, 2, 3
+SLOWED_S = 600.0
+"""A peer of the relay that is slowed down answers a ping behind what it has sent already; so long that may take."""
 
 
 def main() -> None:
@@ -38,7 +40,12 @@ def main() -> None:
         host, port = listener.getsockname()[:2]
         structlog.get_logger(__name__).info("control plane listens", url=f"http://{host}:{port}")
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, ws_max_size=MAX_MESSAGE_BYTES, timeout_graceful_shutdown=5
+            app,
+            log_config=None,
+            access_log=False,
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_ping_timeout=SLOWED_S,
+            timeout_graceful_shutdown=5,
         )
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -28,7 +28,7 @@ from fabric.wire.tokens import TokenError, read_token
 
 _log = structlog.get_logger(__name__)
 
-ANSWER_S = 8.0
+ANSWER_S = 5.0
 """How long an agent may take to dial."""
 
 

@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from scripted import Agent, Fabric, TestClient, bootstrap_file
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel import Session
+from starlette.testclient import WebSocketDenialResponse
 
+from api.app import create_app
 from api.database import say
 from api.listening import Listener
 from api.plane import Plane, build
@@ -146,3 +149,33 @@ def test_a_database_that_is_not_there_is_listened_for_again(url):
     listener.start()
     listener.close()
     assert calls == []
+
+
+def test_a_route_names_the_control_plane_whose_relay_leads_to_the_agent(url, tmp_path):
+    clock, apps = ManualClock(), {}
+    bootstrap = bootstrap_file(tmp_path)
+    for name in ("one", "two"):
+        settings = Settings(
+            state_dir=tmp_path / "shared",
+            database_url=url,
+            bootstrap=bootstrap,
+            allow_simulated=True,
+            public_url=f"https://{name}.example",
+        )
+        apps[name] = create_app(settings, clock, tick_s=None)
+    with TestClient(apps["one"]) as one, TestClient(apps["two"]) as two:
+        here, there = Fabric(apps["one"], one, clock), Fabric(apps["two"], two, clock)
+        agent = Agent(here, cluster="relayed", gateway="", fingerprint="ab" * 32)
+        agent.connect()
+        run = here.submit(gpu=["L4"])
+        (route,) = there.call("GET", f"/v1/runs/{run['id']}/route")["routes"]
+        assert (route["gateway"], route["fingerprint"]) == ("", "ab" * 32)
+        assert route["relay"] == "https://one.example/v1/relay"
+        with (
+            pytest.raises(WebSocketDenialResponse) as denied,
+            two.websocket_connect("/v1/relay", headers={"Authorization": f"Bearer {route['token']}"}),
+        ):
+            pass
+        assert denied.value.status_code == 503
+        assert "not connected to this control plane" in denied.value.text
+        here.hang_up()
