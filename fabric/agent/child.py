@@ -10,6 +10,7 @@ import os
 import pickle
 import platform
 import select
+import site
 import socket
 import struct
 import sys
@@ -19,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -224,8 +226,7 @@ class _Worker:
                 for crowd in self._crowds.values():
                     (crowd.cancel if kind == channel.CANCEL else crowd.taken)(*header[1:])
             case kind if kind == ASSIGN:
-                os.environ.update(header[1])
-                _limit_threads()
+                _settle_in(*header[1:])
 
     def _crowd(self, body: Buffer, at_once: int) -> Crowd:
         def make() -> Any:
@@ -315,6 +316,23 @@ def _traceback(error: BaseException) -> str:
     while step is not None and step.tb_frame.f_code.co_filename == __file__:
         step = step.tb_next
     return "".join(traceback.format_exception(type(error), error, step))
+
+
+def _settle_in(environment: dict[str, str], folder: str, network: str) -> None:
+    """Become a lease's: its variables, its packages before all others, its way to the network."""
+    os.environ.update(environment)
+    if network:
+        from fabric.agent.sandbox import forwarder  # asyncio comes with it, which most children never need
+
+        os.environ.update(forwarder.start(network))
+    if folder:
+        before = list(sys.path)
+        site.addsitedir(folder)
+        sys.path[:] = [path for path in sys.path if path not in before] + before
+        paths = (folder, os.environ.get("PYTHONPATH", ""))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        os.environ["PATH"] = os.pathsep.join((str(Path(folder) / "bin"), os.environ.get("PATH", os.defpath)))
+    _limit_threads()
 
 
 def _limit_threads() -> None:

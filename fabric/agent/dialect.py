@@ -5,7 +5,8 @@ Agent → node, the first frame of each connection:
     channel    [CHANNEL, token, lease, generation]              then the frames of the data channel, both ways
 
 Agent → node on the control connection:
-    open       [OPEN, {lease, generation, session, run, gpus, cpu_milli, memory_bytes, startup_timeout_ms}]
+    open       [OPEN, {lease, generation, session, run, gpus, cpu_milli, memory_bytes, startup_timeout_ms,
+                        env, network, hosts, gang: {group, rank, peers: [address of each rank's node]} | None}]
     close      [CLOSE, lease, generation, reason]
     meter      [METER, offset]                                  send the journal from here on
     covered    [COVERED, offset]                                older segments may go
@@ -19,7 +20,7 @@ Node → agent on the control connection:
     inventory  [INVENTORY, info]                                whenever a GPU's health changed
 
 Node → child:
-    assign     [ASSIGN, {environment}]                          once, before any function
+    assign     [ASSIGN, {environment}, site, network]           once, before any function; see `Worker.assign`
 and FN and CALL. Child → node: READY, RESULT, PROGRESS, and FAILED for a task that ran out of memory.
 """
 

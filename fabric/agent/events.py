@@ -17,7 +17,10 @@ class EventError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The node is ready to take the customer's code; the meter runs from `ns`. `run` pays until another one works."""
+    """The node is ready to take the customer's code; the meter runs from `ns`. `run` pays until another one works.
+
+    With `setup` the time until `Prepared` is that run's setup.
+    """
 
     letter: ClassVar[str] = "o"
     lease: str
@@ -27,6 +30,17 @@ class Opened:
     session: str
     gpus: tuple[tuple[str, int], ...]
     simulated: bool
+    setup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The lease's environment is there; what follows is not setup any more."""
+
+    letter: ClassVar[str] = "s"
+    lease: str
+    generation: int
+    ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +130,11 @@ class Began:
     boot: str
 
 
-LeaseEvent = Opened | Passed | Finished | Returned | Ticked | Closed | Held
+LeaseEvent = Opened | Prepared | Passed | Finished | Returned | Ticked | Closed | Held
 Event = LeaseEvent | Began
 
 _BY_LETTER: dict[str, type[Any]] = {
-    cls.letter: cls for cls in (Opened, Passed, Finished, Returned, Ticked, Closed, Held, Began)
+    cls.letter: cls for cls in (Opened, Prepared, Passed, Finished, Returned, Ticked, Closed, Held, Began)
 }
 _NAMES = {cls: tuple(field.name for field in fields(cls)) for cls in _BY_LETTER.values()}
 

@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fabric.agent.cluster import ClusterError, Site
+from fabric.agent.envs import EnvOptions
 from fabric.agent.node import Node, NodeConfig
 from fabric.agent.settings import AgentSettings
 from fabric.operator.checks import check_ray_ports
@@ -168,6 +169,14 @@ class RayCluster:
             simulated_gpus=settings.simulated_gpus,
             warm_children=settings.warm_children,
             warm_modules=settings.warm_modules,
+            networks=settings.networks,
+            private_networks=settings.private_networks,
+            envs=EnvOptions(
+                index=settings.pip_index,
+                find_links=settings.pip_find_links,
+                hosts=settings.pip_hosts,
+                cache_bytes=settings.env_cache_bytes,
+            ),
         )
 
 

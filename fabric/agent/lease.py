@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import psutil
 import structlog
 
-from fabric.agent.events import Closed, Finished, LeaseEvent, Opened, Passed, Returned, Ticked
+from fabric.agent.envs import EnvError
+from fabric.agent.events import Closed, Finished, LeaseEvent, Opened, Passed, Prepared, Returned, Ticked
 from fabric.agent.exits import Exit
 from fabric.agent.meter import LeaseMeter
 from fabric.agent.oom import OomWatch
@@ -25,6 +26,7 @@ from fabric.agent.pool import Pool
 from fabric.agent.sandbox import SandboxError
 from fabric.agent.stream import FrameStream
 from fabric.agent.streams import Streams
+from fabric.agent.surroundings import Surroundings, Wish
 from fabric.agent.tasks import Call, Key, Outcome, TaskBook, failed, parse_call
 from fabric.agent.worker import Worker
 from fabric.wire import channel
@@ -73,6 +75,7 @@ class LeaseSpec:
     startup_timeout_ms: int
     simulated: bool
     devices: tuple[Path, ...] = ()
+    wish: Wish = Wish()  # noqa: RUF009 - frozen
 
 
 class Sensor(Protocol):
@@ -99,7 +102,9 @@ class Host(Protocol):
 class Lease:
     """From OPEN to CLOSE. `open` is called once; after `close` nothing may be called."""
 
-    def __init__(self, spec: LeaseSpec, *, host: Host, pool: Pool, sensor: Sensor, clock: Clock) -> None:
+    def __init__(
+        self, spec: LeaseSpec, *, host: Host, pool: Pool, sensor: Sensor, clock: Clock, around: Surroundings
+    ) -> None:
         self.spec = spec
         self.meter: LeaseMeter | None = None
         self.node_info: dict[str, Any] = {}
@@ -107,6 +112,7 @@ class Lease:
         self._pool = pool
         self._sensor = sensor
         self._clock = clock
+        self._around = around
         self._book = TaskBook()
         self._functions: dict[bytes, Buffer] = {}
         self._at_once: dict[bytes, int] = {}
@@ -132,8 +138,13 @@ class Lease:
     def is_open(self) -> bool:
         return self.meter is not None and self._closing is None
 
+    @property
+    def ended(self) -> tuple[str, str] | None:
+        """Why it was closed: reason, words."""
+        return self._closing
+
     async def open(self, environment: dict[str, str]) -> None:
-        """Get a child; from then on the meter runs.
+        """Get a child; from then on the meter runs. Packages are installed while it runs, and a child comes after.
 
         Raises:
             TimeoutError: no child was ready within the startup timeout.
@@ -141,13 +152,20 @@ class Lease:
         """
         self._environment = environment
         async with asyncio.timeout(self.spec.startup_timeout_ms / 1000):
-            await self._take_worker()
+            await self._around.connect()
+            if not self._around.installs:
+                await self._take_worker()
         self._energy_open = tuple(self._sensor.energy_mj(uuid) for uuid, _ in self.spec.gpus)
         spec = self.spec
         self._ticked_ns = self._clock.monotonic_ns()
-        opened = Opened(spec.lease, spec.generation, self._ticked_ns, spec.run, spec.session, spec.gpus, spec.simulated)
+        opened = Opened(
+            *(spec.lease, spec.generation, self._ticked_ns, spec.run, spec.session, spec.gpus, spec.simulated),
+            setup=self._around.installs,
+        )
         self._host.record(opened)
         self.meter = LeaseMeter(opened)
+        if self._around.installs:
+            self._spawn(self._prepare())
 
     def attach(self, stream: FrameStream) -> None:
         """Serve this connection of the customer; an older one is closed."""
@@ -205,6 +223,7 @@ class Lease:
             await worker.gone()
         if self.meter is not None:
             self._record(Closed(self.spec.lease, self.spec.generation, self._clock.monotonic_ns(), reason))
+        await self._around.close()
         if self._channel is not None:
             self._channel.send([channel.CLOSED, reason, message])
             self._channel.close()
@@ -512,18 +531,41 @@ class Lease:
             return Reason.OOM, message, ended.code
         return Reason.CRASHED, f"the process that ran the function {ended}", ended.code
 
+    async def _prepare(self) -> None:
+        """Install the packages of the open lease, then get its first child."""
+        limit_s = self.spec.startup_timeout_ms / 1000
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._around.install()
+                await self._take_worker()
+        except EnvError as error:
+            self._give_up(Reason.DEPS_INSTALL, f"the packages could not be installed:\n{error}")
+        except TimeoutError:
+            self._give_up(
+                Reason.STARTUP_TIMEOUT, f"the packages were not installed within startup_timeout={limit_s:g} s"
+            )
+        except (OSError, SandboxError) as error:
+            self._give_up(Reason.INTERNAL_ERROR, f"no process could start: {error}")
+        else:
+            self._record(Prepared(self.spec.lease, self.spec.generation, self._clock.monotonic_ns()))
+            self._pump()
+
     async def _replace_worker(self) -> None:
         try:
             await self._take_worker()
         except (OSError, SandboxError) as error:
-            _log.error("no child for an open lease", lease=self.spec.lease, error=str(error))
-            self._closer = asyncio.ensure_future(self.close(Reason.INTERNAL_ERROR, f"no process could start: {error}"))
+            self._give_up(Reason.INTERNAL_ERROR, f"no process could start: {error}")
             return
         self._pump()
 
+    def _give_up(self, reason: Reason, message: str) -> None:
+        """End an open lease that gets no child."""
+        _log.error("no child for an open lease", lease=self.spec.lease, reason=reason, error=message)
+        self._closer = asyncio.ensure_future(self.close(reason, message))
+
     async def _take_worker(self) -> None:
-        worker = await self._pool.take(self.spec.devices)
-        worker.assign(self, self._environment)
+        worker = await self._pool.take(self._around.needs(self.spec.devices))
+        worker.assign(self, self._environment, site=self._around.site, network=self._around.way)
         self._worker = worker
         self._oom = OomWatch()
         self.node_info = worker.python | self.node_info

@@ -2,9 +2,9 @@
 
 All time is one floored cumulative sum: milliseconds since OPEN. Every line is a difference of two values of it, so
 task, idle and setup lines add up exactly. At any moment the time belongs to the run whose task runs, else to the run
-that used the lease last. Tasks of functions run one at a time: a task starts when its frame was passed or the task
-before it ended, whichever is later. Tasks of an actor may run at once: each moment is divided equally among those that
-run in it.
+that used the lease last. Until the environment is there the time is setup. Tasks of functions run one at a time: a
+task starts when its frame was passed or the task before it ended, whichever is later. Tasks of an actor may run at
+once: each moment is divided equally among those that run in it.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from typing import cast
 
 import msgpack
 
-from fabric.agent.events import Closed, Finished, Held, LeaseEvent, Opened, Passed, Returned, Ticked
+from fabric.agent.events import Closed, Finished, Held, LeaseEvent, Opened, Passed, Prepared, Returned, Ticked
 from fabric.wire.receipts import GpuLine, RunLine, TaskLine
 
 MINIMUM_MS = 1000
@@ -59,6 +59,7 @@ class LeaseMeter:
         self.simulated = opened.simulated
         self.reason: str | None = None
         self.last_ns = opened.ns
+        self._setting_up = opened.setup
         self._ms = 0
         self._runs: dict[str, _RunUse] = {opened.run: _RunUse()}
         self._last_run = opened.run
@@ -99,6 +100,9 @@ class LeaseMeter:
             raise MeterError(f"lease {self.lease}: an event at {event.ns} ns after its end or before {self.last_ns} ns")
         lines: list[TaskLine] = []
         match event:
+            case Prepared():
+                self._advance(event.ns)
+                self._setting_up = False
             case Passed():
                 self._pass(event)
             case Finished():
@@ -139,7 +143,7 @@ class LeaseMeter:
                         [frame.run, frame.passed_ns, frame.tasks, frame.at_once, frame.worked, frame.energy]
                         for frame in self._flying
                     ],
-                    [self._utilised_ms, self._energy_mj, self._given],
+                    [self._utilised_ms, self._energy_mj, self._given, self._setting_up],
                 ]
             ),
         )
@@ -152,7 +156,7 @@ class LeaseMeter:
         meter.reason, meter.last_ns, meter._ms, meter._last_run, meter._free_ns, meter._energy_seen_mj = now
         meter._runs = {run: _RunUse(*use) for run, *use in runs}
         meter._flying = deque(_Frame(run, passed, list(tasks), *more) for run, passed, tasks, *more in flying)
-        meter._utilised_ms, meter._energy_mj, meter._given = shown
+        meter._utilised_ms, meter._energy_mj, meter._given, meter._setting_up = shown
         return meter
 
     def _pass(self, event: Passed) -> None:
@@ -260,7 +264,9 @@ class LeaseMeter:
             part, rest = divmod(ms * _NS_PER_MS, len(self._flying))
             for at, frame in enumerate(self._flying):
                 frame.worked += part + (at < rest)
-        if not self._flying:
+        if self._setting_up:
+            use.setup_ms += ms * len(self.gpus)
+        elif not self._flying:
             use.idle_ms += ms * len(self.gpus)
 
     def _task_lines(self, event: Finished, start_ns: int) -> list[TaskLine]:

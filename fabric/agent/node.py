@@ -10,6 +10,7 @@ import hmac
 import os
 import socket
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,27 +18,32 @@ from typing import Any
 import structlog
 
 from fabric.agent import dialect, events, probe
+from fabric.agent.envs import EnvOptions, Envs
 from fabric.agent.events import Began, Closed, Finished, Held, LeaseEvent, Opened
 from fabric.agent.feed import Feed
 from fabric.agent.hall import Hall
 from fabric.agent.journal import Journal, JournalGone
 from fabric.agent.lease import Lease, LeaseSpec
 from fabric.agent.meter import LeaseMeter, MeterError
-from fabric.agent.pool import Devices, Pool
+from fabric.agent.pool import Needs, Pool
 from fabric.agent.sandbox import Bubblewrap, ChildSpec, Isolation, Plain, SandboxError
 from fabric.agent.sandbox.interpreter import needs
 from fabric.agent.stream import FrameStream
+from fabric.agent.surroundings import Means, Surroundings, Wish
 from fabric.agent.worker import Worker
 from fabric.wire import channel
 from fabric.wire.clock import Clock
 from fabric.wire.frames import Buffer, FrameError
 from fabric.wire.reasons import Reason
+from fabric.wire.surroundings import GANG, HOSTS, NONE, OPEN, EnvSpec
 
 _log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
 ORPHAN_S = 300.0
 """A node that hears no agent for so long ends its leases (DESIGN §7)."""
+REMEMBERED = 1000
+"""So many leases that are over are remembered, to tell customers why."""
 PROBE_TICKS = 10
 """GPUs are looked at again every so many ticks."""
 
@@ -58,6 +64,9 @@ class NodeConfig:
         simulated_gpus: offered where there are no real ones, for example `H100:2,L4:2`.
         warm_children: kept ready beside those in use.
         warm_modules: imported by a child before it is needed, for example `numpy`.
+        networks: what runs may ask for beside `none`; without isolation they have the node's own network anyway.
+        private_networks: not public, and listed hosts may lie in them all the same.
+        envs: where packages come from and how much room they have.
     """
 
     node: str
@@ -70,6 +79,9 @@ class NodeConfig:
     simulated_gpus: str = ""
     warm_children: int = 1
     warm_modules: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    private_networks: tuple[str, ...] = ()
+    envs: EnvOptions = EnvOptions()  # noqa: RUF009 - frozen
 
 
 class Node:
@@ -82,14 +94,16 @@ class Node:
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._control: FrameStream | None = None
         self._feed: Feed | None = None
+        self._over: dict[tuple[str, int], tuple[str, str]] = {}
         self._heard = asyncio.get_running_loop().time()
         self._background: set[asyncio.Task[Any]] = set()
         self._launching: set[asyncio.Task[Worker]] = set()
         self._workers: set[Worker] = set()
         config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._devices = probe.find_devices(config.simulated_gpus, config.node)
-        self._info = self._describe()
         self._isolation = _isolation(config.isolation)
+        self._means = self._make_means()
+        self._info = self._describe()
         self._pool = Pool(self._start_child, config.warm_children)
         self._journal = Journal(config.state_dir / "journal")
 
@@ -110,6 +124,7 @@ class Node:
         self._server.close()
         self._hall.close()
         await asyncio.gather(*(lease.close(reason, "the operator stopped the node") for lease in self._all_leases()))
+        await self._means.envs.stop()
         await self._pool.stop()
         await asyncio.gather(*self._launching, return_exceptions=True)
         background = list(self._background)
@@ -139,6 +154,10 @@ class Node:
     def lease_over(self, lease: Lease) -> None:
         if self._leases.get(lease.spec.lease) is lease:
             del self._leases[lease.spec.lease]
+        if lease.ended is not None:
+            self._over[lease.spec.lease, lease.spec.generation] = lease.ended
+        while len(self._over) > REMEMBERED:
+            del self._over[next(iter(self._over))]
 
     def serve(self) -> FrameStream:
         """The protocol of a new connection; its first frame says what it is for."""
@@ -182,7 +201,8 @@ class Node:
         self._check(token)
         found = self._leases.get(lease)
         if found is None or found.spec.generation != generation or not found.is_open:
-            stream.send([channel.CLOSED, Reason.OPERATOR_LOST, "the lease is not open on this node"])
+            why = self._over.get((lease, generation), (Reason.OPERATOR_LOST, "the lease is not open on this node"))
+            stream.send([channel.CLOSED, *why])
             stream.close()
             return None
         found.attach(stream)
@@ -238,8 +258,13 @@ class Node:
         if refusal is not None:
             self._tell([dialect.ENDED, spec.lease, spec.generation, *refusal])
             return
-        lease = Lease(spec, host=self, pool=self._pool, sensor=self._devices, clock=self._clock)
-        lease.node_info = {"node": self._config.node}
+        around = Surroundings(spec.wish, self._means)
+        lease = Lease(spec, host=self, pool=self._pool, sensor=self._devices, clock=self._clock, around=around)
+        lease.node_info = {
+            "node": self._config.node,
+            "python": self._info.python,
+            "cloudpickle": self._info.cloudpickle,
+        }
         self._leases[spec.lease] = lease
         try:
             await lease.open(self._environment(spec))
@@ -290,6 +315,7 @@ class Node:
 
     def _spec(self, wish: dict[str, Any]) -> LeaseSpec:
         gpus = tuple((str(uuid), int(share)) for uuid, share in wish.pop("gpus"))
+        wish["wish"] = _wish(wish)
         simulated = any(gpu.simulated for gpu in self._info.gpus if gpu.uuid in {uuid for uuid, _ in gpus})
         spec = LeaseSpec(**wish, gpus=gpus, simulated=simulated)
         if self._isolation.name == "none" or simulated:
@@ -304,9 +330,9 @@ class Node:
         threads = {"OMP_NUM_THREADS": str(max(1, spec.cpu_milli // 1000))} if spec.cpu_milli else {}
         return {"CUDA_VISIBLE_DEVICES": visible, **threads}
 
-    async def _start_child(self, devices: Devices) -> Worker:
+    async def _start_child(self, wanted: Needs) -> Worker:
         """A child that has begun to start; it is not left behind when nobody waits for it any more."""
-        launching = asyncio.ensure_future(self._launch(devices))
+        launching = asyncio.ensure_future(self._launch(wanted))
         self._launching.add(launching)
         launching.add_done_callback(self._launching.discard)
         try:
@@ -315,10 +341,10 @@ class Node:
             launching.add_done_callback(_kill_unwanted)
             raise
 
-    async def _launch(self, devices: Devices) -> Worker:
+    async def _launch(self, wanted: Needs) -> Worker:
         binds, env = needs()
         argv = (sys.executable, "-P", "-m", "fabric.agent.child", *self._config.warm_modules)
-        spec = ChildSpec(argv=argv, binds=binds, env=env, devices=devices)
+        spec = ChildSpec(argv=argv, binds=(*binds, *wanted.binds), env=env, devices=wanted.devices)
         worker = Worker(await asyncio.to_thread(self._isolation.launch, spec))
         self._workers.add(worker)
         await worker.start()
@@ -365,7 +391,24 @@ class Node:
 
     def _describe(self) -> Any:
         config = self._config
-        return probe.describe(config.node, config.address, config.region, self._devices, config.state_dir)
+        found = probe.describe(config.node, config.address, config.region, self._devices, config.state_dir)
+        return found.model_copy(update={"isolation": self._isolation.name, "capabilities": self._capabilities()})
+
+    def _capabilities(self) -> list[str]:
+        """What runs may ask for here beside GPUs."""
+        networks = (GANG, OPEN, HOSTS) if self._isolation.name == NONE else self._config.networks
+        return [*(f"network:{network}" for network in networks), *(["env"] if self._means.envs.possible else [])]
+
+    def _make_means(self) -> Means:
+        config = self._config
+        sockets = Path(tempfile.gettempdir()) / f"fabric-{os.getuid()}"
+        _make_private(sockets)
+        return Means(
+            envs=Envs(config.state_dir / "envs", self._isolation, config.envs, sockets),
+            sockets=sockets,
+            private=config.private_networks,
+            boxed=self._isolation.name != NONE,
+        )
 
     def _metered(self) -> list[Lease]:
         return [lease for lease in self._leases.values() if lease.meter is not None and not lease.meter.closed]
@@ -480,11 +523,22 @@ def _make_room(path: Path) -> None:
     Raises:
         PermissionError: the folder is somebody else's, or open to others.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = path.parent.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(f"{path.parent} must belong to this user alone, with mode 0700")
+    _make_private(path.parent)
     path.unlink(missing_ok=True)
+
+
+def _make_private(folder: Path) -> None:
+    """Raises PermissionError when it is somebody else's, or open to others."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(f"{folder} must belong to this user alone, with mode 0700")
+
+
+def _wish(wish: dict[str, Any]) -> Wish:
+    """Environment and network, out of what the agent wishes."""
+    env, network, hosts = wish.pop("env", None), wish.pop("network", NONE), wish.pop("hosts", ())
+    return Wish(env=EnvSpec(**env) if env else None, network=network, hosts=tuple(hosts))
 
 
 def _isolation(name: str) -> Isolation:

@@ -56,6 +56,7 @@ class NodeClient:
         wish = grant.model_dump(
             include={"lease", "generation", "session", "run", "cpu_milli", "memory_bytes", "startup_timeout_ms"}
         )
+        wish |= grant.model_dump(include={"env", "network", "hosts"})
         wish["gpus"] = [[share.uuid, share.share_milli] for share in grant.gpus]
         self._send([dialect.OPEN, wish])
 

@@ -6,24 +6,43 @@ A child goes from here to one lease and never comes back.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from fabric.agent.sandbox import SandboxError
+from fabric.agent.sandbox import Bind, SandboxError
 from fabric.agent.worker import Worker
 
 _log = structlog.get_logger(__name__)
 
 _RETRY_S = 2.0
 
-Devices = tuple[Path, ...]
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a child must be started with, beside what every child has; nothing for most.
+
+    Attributes:
+        devices: device nodes of its GPUs.
+        binds: files and folders of the node that it sees.
+        names: further lines of its `/etc/hosts`: (address, name).
+        address: its own in a gang's network; "" without one.
+    """
+
+    devices: tuple[Path, ...] = ()
+    binds: tuple[Bind, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
+    address: str = ""
+
+
+NOTHING = Needs()
 
 
 class Pool:
-    """Keeps `spare` children without devices ready. `start` makes one that has begun to start."""
+    """Keeps `spare` children that need nothing ready. `start` makes one that has begun to start."""
 
-    def __init__(self, start: Callable[[Devices], Awaitable[Worker]], spare: int) -> None:
+    def __init__(self, start: Callable[[Needs], Awaitable[Worker]], spare: int) -> None:
         self._start = start
         self._spare = spare
         self._warm: deque[Worker] = deque()
@@ -31,16 +50,16 @@ class Pool:
         self._filling: asyncio.Task[None] | None = None
         self._stopped = False
 
-    async def take(self, devices: Devices = ()) -> Worker:
-        """A child that is ready for functions; one with devices is started for the purpose.
+    async def take(self, needs: Needs = NOTHING) -> Worker:
+        """A child that is ready for functions; one that needs something is started for the purpose.
 
         Raises:
             ChildProcessError: it ended while starting.
             SandboxError: none could be started.
         """
-        worker = None if devices else self._warm_one()
+        worker = None if needs != NOTHING else self._warm_one()
         if worker is None:
-            worker = await self._start(devices)
+            worker = await self._start(needs)
         self.fill(delay_s=0.05)
         try:
             await worker.ready()
@@ -81,7 +100,7 @@ class Pool:
         self._warm = deque(worker for worker in self._warm if worker.alive)
         while len(self._warm) < self._spare and not self._stopped:
             try:
-                self._warm.append(await self._start(()))
+                self._warm.append(await self._start(NOTHING))
             except (OSError, SandboxError) as error:
                 _log.warning("no warm child", error=str(error))
                 self.fill(_RETRY_S)

@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +65,18 @@ class AgentSettings(BaseModel):
     """Whether customers may reach the gateway at its address; False where only the relay of the control plane does."""
     isolation: Literal["none", "bubblewrap"] = "none"
     """What stands between a customer's code and the node; `none` only for the operator's own code."""
+    networks: tuple[Literal["gang", "hosts", "open"], ...] = ("gang",)
+    """What runs may ask for beside no network; `hosts` and `open` let strangers reach public addresses from here."""
+    private_networks: tuple[str, ...] = ()
+    """Networks that are not public and that hosts which a run lists may lie in; others are closed to every run."""
+    pip_index: str = ""
+    """Where runs' packages come from; empty for PyPI, without isolation for this machine's configuration of pip."""
+    pip_find_links: str = ""
+    """A folder of wheels on every node; with an empty `pip_index` nothing else is looked at."""
+    pip_hosts: tuple[str, ...] = ("files.pythonhosted.org",)
+    """Hosts that the index's files lie on, where they are not the index's own."""
+    env_cache_bytes: int = Field(default=100 << 30, ge=1 << 20)
+    """Room on each node for installed packages; the longest unused go first."""
     prices: dict[str, dict[str, int]]
     """{model: {tier: DC per GPU-hour}}."""
     simulated_gpus: str = ""
@@ -81,6 +94,18 @@ class AgentSettings(BaseModel):
                 "clear; leave gateway_tls out, or name what speaks TLS for it in gateway_url"
             )
         return self
+
+    @field_validator("private_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(one)) for one in value)
+
+    @field_validator("pip_index")
+    @classmethod
+    def _index(cls, value: str) -> str:
+        if value and not value.startswith(("https://", "http://", "file://")):
+            raise ValueError("an index is an address such as https://pypi.org/simple")
+        return value
 
     @field_validator("simulated_gpus")
     @classmethod

@@ -76,11 +76,18 @@ class Worker:
         """
         await asyncio.shield(self._ready)
 
-    def assign(self, owner: Owner, environment: dict[str, str]) -> None:
-        """Give the child to a lease; it was nobody's before."""
+    def assign(self, owner: Owner, environment: dict[str, str], *, site: str = "", network: str = "") -> None:
+        """Give the child to a lease; it was nobody's before.
+
+        Args:
+            owner: hears of it from now on.
+            environment: variables of the lease.
+            site: folder of packages that go before all others; "" for none.
+            network: socket of the way to the network; "" for none.
+        """
         assert self._owner is None
         self._owner = owner
-        self.stream.send([ASSIGN, environment])
+        self.stream.send([ASSIGN, environment, site, network])
 
     def drain_output(self) -> None:
         """Hand on every line that was written before now."""

@@ -12,6 +12,7 @@ import cloudpickle
 import pytest
 
 from fabric.agent import dialect, events
+from fabric.agent.meter import LeaseMeter
 from fabric.agent.node import Node, NodeConfig
 from fabric.agent.stream import FrameStream, connect
 from fabric.wire import channel, codec
@@ -169,6 +170,14 @@ class Site:
         await self.open(lease, **wish)
         await self.agent.next(dialect.OPENED)
         return await self.customer(lease)
+
+    def meter(self, lease: str = "lease_1") -> LeaseMeter:
+        """The fold of all that the journal says of a lease."""
+        mine = [event for event in self.events() if getattr(event, "lease", "") == lease]
+        meter = LeaseMeter(mine[0])
+        for event in mine[1:]:
+            meter.apply(event)
+        return meter
 
     def events(self) -> list[events.Event]:
         records, _ = self.node._journal.read(0, 1 << 30)
