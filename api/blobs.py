@@ -7,7 +7,9 @@ into place in the transaction that writes their row; so a row without its file c
 import hashlib
 import os
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +35,30 @@ class Blobs:
         self._clock = clock
         self._quota = quota_bytes
         self._max = max_bytes
+        self._arriving: Counter[str] = Counter()
         (folder / "incoming").mkdir(parents=True, exist_ok=True)
         for left_over in (folder / "incoming").iterdir():
             left_over.unlink()
 
-    async def put(self, customer: str, sha256: str, chunks: AsyncIterator[bytes]) -> BlobRow:
+    async def put(self, customer: str, sha256: str, chunks: AsyncIterator[bytes], announced_bytes: int = 0) -> BlobRow:
         """Keep a blob for seven days from now; putting it again only renews that.
+
+        What does not fit the quota is refused before a byte of it is taken where its size is announced, else as soon as
+        it no longer fits, other uploads that are under way counted. The transaction that keeps it counts once more.
 
         Raises:
             InvalidRequest: the bytes have another digest.
             PayloadTooLarge: beyond the largest size or the customer's quota.
         """
+        arrival = _Arrival(self._arriving, customer, await to_thread.run_sync(self._room, customer, sha256))
+        arrival.expect(announced_bytes, self._max)
         handle, name = tempfile.mkstemp(dir=self._folder / "incoming")
         try:
             with os.fdopen(handle, "wb") as file:
-                size = await self._receive(file, sha256, chunks)
+                size = await self._receive(file, sha256, chunks, arrival)
             return await to_thread.run_sync(self._keep, customer, sha256, size, Path(name))
         finally:
+            arrival.over()
             await to_thread.run_sync(_remove, name)
 
     def find(self, session: Session, customer: str, sha256: str) -> BlobRow:
@@ -79,12 +88,19 @@ class Blobs:
                 session.delete(row)
         return len(due)
 
-    async def _receive(self, file: Any, sha256: str, chunks: AsyncIterator[bytes]) -> int:
+    def _room(self, customer: str, sha256: str) -> "_Room":
+        with self._database.read() as session:
+            used = self._used(session, customer)
+            known = session.get(BlobRow, (customer, sha256)) is not None
+        return _Room(used, self._quota, renewed=known)
+
+    async def _receive(self, file: Any, sha256: str, chunks: AsyncIterator[bytes], arrival: "_Arrival") -> int:
         digest, size = hashlib.sha256(), 0
         async for chunk in chunks:
             size += len(chunk)
             if size > self._max:
-                raise PayloadTooLarge(f"a blob may have {self._max} bytes; this one has more", max_bytes=self._max)
+                raise _too_large(self._max)
+            arrival.take(len(chunk))
             digest.update(chunk)
             file.write(chunk)
         if digest.hexdigest() != sha256:
@@ -111,16 +127,70 @@ class Blobs:
             return row
 
     def _check_quota(self, session: Session, customer: str, size: int) -> None:
+        used = self._used(session, customer)
+        if used + size > self._quota:
+            raise _beyond_quota(used, size, self._quota)
+
+    def _used(self, session: Session, customer: str) -> int:
         used = session.scalar(
             select(func.coalesce(func.sum(BlobRow.size_bytes), 0)).where(col(BlobRow.customer) == customer)
         )
-        if int(used or 0) + size > self._quota:
-            raise PayloadTooLarge(
-                f"{used} bytes are stored, {size} more would pass the quota of {self._quota}; "
-                "wait until older blobs expire, or use smaller arguments",
-                quota_bytes=self._quota,
-                used_bytes=used,
-            )
+        return int(used or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What a customer had stored when an upload began; `renewed` when the blob is there already and takes no room."""
+
+    used_bytes: int
+    quota_bytes: int
+    renewed: bool
+
+
+class _Arrival:
+    """One upload's part of what is arriving for its customer."""
+
+    def __init__(self, arriving: Counter[str], customer: str, room: _Room) -> None:
+        self._arriving = arriving
+        self._customer = customer
+        self._room = room
+        self._taken = 0
+
+    def expect(self, announced_bytes: int, max_bytes: int) -> None:
+        """Raises PayloadTooLarge when what is announced does not fit."""
+        if announced_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        self._check(announced_bytes)
+
+    def take(self, size: int) -> None:
+        """Raises PayloadTooLarge when so much more does not fit."""
+        self._check(size)
+        self._arriving[self._customer] += size
+        self._taken += size
+
+    def over(self) -> None:
+        self._arriving[self._customer] -= self._taken
+        if not self._arriving[self._customer]:
+            del self._arriving[self._customer]
+        self._taken = 0
+
+    def _check(self, size: int) -> None:
+        room, arriving = self._room, self._arriving[self._customer]
+        if not room.renewed and room.used_bytes + arriving + size > room.quota_bytes:
+            raise _beyond_quota(room.used_bytes + arriving, size, room.quota_bytes)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"a blob may have {max_bytes} bytes; this one has more", max_bytes=max_bytes)
+
+
+def _beyond_quota(used: int, size: int, quota: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"{used} bytes are stored or arriving, {size} more would pass the quota of {quota}; "
+        "wait until older blobs expire, or use smaller arguments",
+        quota_bytes=quota,
+        used_bytes=used,
+    )
 
 
 def _remove(name: str) -> None:

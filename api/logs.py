@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from anyio import to_thread
+from sqlalchemy import select
+from sqlmodel import col
 
 from api.database import Database, say
 from api.signals import Signals, logs_topic
@@ -14,6 +16,9 @@ from fabric.wire.machines import RUN_EDGES, RunState, is_terminal
 
 MAX_BYTES = 64 << 20
 """What is kept of one run's log; beyond it lines are dropped and the row says so."""
+
+KEPT_MS = 7 * 86_400_000
+"""How long a log stays after its run's end."""
 
 _PIECE = 256 << 10
 _KEEP_ALIVE_S = 15.0
@@ -56,6 +61,18 @@ class Logs:
                 return
             if not over and not await self._signals.wait(logs_topic(run), seen, _KEEP_ALIVE_S):
                 yield ": still here\n\n"
+
+    def expire(self, now_ms: int) -> int:
+        """Remove the logs of runs that have been over for so long; returns how many."""
+        with self._database.write() as session:
+            ended = col(RunRow.ended_ms) <= now_ms - KEPT_MS
+            due = list(
+                session.scalars(select(LogRow).join(RunRow, col(RunRow.id) == col(LogRow.run)).where(ended).limit(500))
+            )
+            for row in due:
+                self._path(row.run).unlink(missing_ok=True)
+                session.delete(row)
+        return len(due)
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run}.jsonl"

@@ -13,15 +13,19 @@ from api.deps import AgentOperator, CallerDep, PlaneDep
 from api.errors import NotFound
 from api.plane import Plane
 from api.tables import BlobRow, LeaseRow, LeaseRunRow, RunRow
+from fabric.wire.machines import ACTIVE_LEASE_STATES
 
 router = APIRouter(prefix="/v1", tags=["blobs"])
 _TYPE = "application/octet-stream"
 Digest = schemas.Sha256
 
+JUST_ENDED_MS = 600_000
+"""How long after its lease an agent may still fetch and store for a run."""
+
 
 @router.put("/blobs/{sha256}", summary="Store bytes under their SHA-256, for seven days from now")
 async def put(plane: PlaneDep, caller: CallerDep, sha256: Digest, request: Request) -> schemas.BlobOut:
-    return _view(await plane.blobs.put(caller.customer, sha256, request.stream()))
+    return _view(await plane.blobs.put(caller.customer, sha256, request.stream(), _announced(request)))
 
 
 @router.get("/blobs/{sha256}", summary="The bytes", response_class=FileResponse)
@@ -39,7 +43,7 @@ def head(plane: PlaneDep, caller: CallerDep, sha256: Digest) -> Response:
 @router.get("/agent/blobs/{sha256}", summary="An agent fetches code or arguments of a run it has a lease for")
 def agent_get(plane: PlaneDep, operator: AgentOperator, sha256: Digest) -> FileResponse:
     with plane.database.read() as session:
-        customer = _customer_of_blob(session, operator, sha256)
+        customer = _customer_of_blob(session, operator, sha256, plane.now_ms())
     return _file(plane, customer, sha256)
 
 
@@ -52,7 +56,13 @@ async def agent_put(
     request: Request,
 ) -> schemas.BlobOut:
     customer = await to_thread.run_sync(_customer_of_run, plane, operator, run)
-    return _view(await plane.blobs.put(customer, sha256, request.stream()))
+    return _view(await plane.blobs.put(customer, sha256, request.stream(), _announced(request)))
+
+
+def _announced(request: Request) -> int:
+    """How long the body is to be, as far as it says."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else 0
 
 
 def _view(row: BlobRow) -> schemas.BlobOut:
@@ -65,9 +75,9 @@ def _file(plane: Plane, customer: str, sha256: str) -> FileResponse:
     return FileResponse(plane.blobs.path(customer, sha256), media_type=_TYPE)
 
 
-def _customer_of_blob(session: Session, operator: str, sha256: str) -> str:
+def _customer_of_blob(session: Session, operator: str, sha256: str, now_ms: int) -> str:
     """Whose run with a lease of this operator names the blob."""
-    query = _runs_at(operator).where(or_(col(RunRow.code) == sha256, col(RunRow.args) == sha256)).limit(1)
+    query = _runs_at(operator, now_ms).where(or_(col(RunRow.code) == sha256, col(RunRow.args) == sha256)).limit(1)
     found = session.exec(query).first()
     if found is None:
         raise NotFound(f"no run with a lease of {operator} uses blob {sha256}")
@@ -76,16 +86,21 @@ def _customer_of_blob(session: Session, operator: str, sha256: str) -> str:
 
 def _customer_of_run(plane: Plane, operator: str, run: str) -> str:
     with plane.database.read() as session:
-        found = session.exec(_runs_at(operator).where(col(RunRow.id) == run).limit(1)).first()
+        found = session.exec(_runs_at(operator, plane.now_ms()).where(col(RunRow.id) == run).limit(1)).first()
     if found is None:
         raise NotFound(f"{operator} has no lease for run {run}")
     return found
 
 
-def _runs_at(operator: str):  # noqa: ANN202 - the query's type is the library's affair
+def _runs_at(operator: str, now_ms: int):  # noqa: ANN202 - the query's type is the library's affair
+    """Of customers whose lease there is active, or was until just now: nobody else's quota and code are its affair."""
+    current = or_(
+        col(LeaseRow.state).in_([state.value for state in ACTIVE_LEASE_STATES]),
+        col(LeaseRow.closed_ms) > now_ms - JUST_ENDED_MS,
+    )
     return (
         select(RunRow.customer)
         .join(LeaseRunRow, col(LeaseRunRow.run) == col(RunRow.id))
         .join(LeaseRow, col(LeaseRow.id) == col(LeaseRunRow.lease))
-        .where(col(LeaseRow.operator) == operator, col(RunRow.detached))
+        .where(col(LeaseRow.operator) == operator, col(RunRow.detached), current)
     )

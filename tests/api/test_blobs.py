@@ -1,8 +1,12 @@
 """Blobs: named by digest, per customer, within a quota, for seven days."""
 
+import asyncio
 import hashlib
 
 import pytest
+
+from api.errors import PayloadTooLarge
+from fabric.wire.errors import InvalidRequest
 
 
 def sha(data):
@@ -62,3 +66,66 @@ def test_quota_and_size_are_limits(start):
     assert put(b"b" * 21) == 413
     assert put(b"a" * 80) == 200
     assert put(b"b" * 20) == 200
+
+
+async def slowly(*pieces, before_last=None):
+    """A body in pieces; `before_last` is awaited before the last one."""
+    for piece in pieces[:-1]:
+        yield piece
+    if before_last is not None:
+        await before_last
+    yield pieces[-1]
+
+
+async def test_what_does_not_fit_is_refused_before_it_is_taken(start):
+    blobs = start(blob_quota_bytes=100, max_blob_bytes=1000).plane.blobs
+
+    async def untouched():
+        raise AssertionError("a byte was asked for")
+        yield b""
+
+    with pytest.raises(PayloadTooLarge, match="101 more would pass the quota of 100"):
+        await blobs.put("alice", sha(b""), untouched(), 101)
+    with pytest.raises(PayloadTooLarge, match="1000 bytes; this one has more"):
+        await blobs.put("alice", sha(b""), untouched(), 1001)
+
+
+async def test_an_upload_ends_as_soon_as_it_no_longer_fits(start):
+    blobs = start(blob_quota_bytes=100, max_blob_bytes=1000).plane.blobs
+    taken = []
+
+    async def endless():
+        while True:
+            taken.append(30)
+            yield b"x" * 30
+
+    with pytest.raises(PayloadTooLarge):
+        await blobs.put("alice", sha(b""), endless(), 10)
+    assert taken == [30] * 4
+
+
+async def test_uploads_under_way_count_and_those_that_failed_no_longer(start):
+    blobs = start(blob_quota_bytes=100, max_blob_bytes=1000).plane.blobs
+    first = b"a" * 60, b"b" * 10
+    begun, going = asyncio.Event(), asyncio.Event()
+
+    async def wait():
+        begun.set()
+        await going.wait()
+
+    putting = asyncio.ensure_future(blobs.put("alice", sha(b"".join(first)), slowly(*first, before_last=wait())))
+    await asyncio.wait_for(begun.wait(), 10)
+    with pytest.raises(PayloadTooLarge):
+        await blobs.put("alice", sha(b"c" * 60), slowly(b"c" * 60), 60)
+    assert (await blobs.put("bob", sha(b"c" * 60), slowly(b"c" * 60), 60)).size_bytes == 60
+    going.set()
+    assert (await putting).size_bytes == 70
+    with pytest.raises(InvalidRequest):
+        await blobs.put("alice", sha(b"other"), slowly(b"d" * 30), 30)
+    assert (await blobs.put("alice", sha(b"d" * 30), slowly(b"d" * 30), 30)).size_bytes == 30
+
+
+async def test_a_blob_that_is_there_already_is_renewed_in_a_full_store(start):
+    blobs = start(blob_quota_bytes=100, max_blob_bytes=1000).plane.blobs
+    for _ in range(2):
+        assert (await blobs.put("alice", sha(b"a" * 100), slowly(b"a" * 100), 100)).size_bytes == 100

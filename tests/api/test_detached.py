@@ -156,3 +156,33 @@ def test_logs_stream_in_order_and_end_with_the_run(fabric, token):
     assert [event.startswith("data: ") for event in events] == [True, True, True, False]
     assert '"text": "line 2 é"' in events[2]
     assert events[3].startswith("event: end")
+
+
+def test_an_agent_touches_nothing_of_a_customer_whose_lease_was_over_long_ago(fabric, token):
+    run, grant, work = start(fabric)
+    fabric.agent.send(work_done(grant, work, "done"))
+    fabric.agent.expect(link.Release)
+    fabric.agent.receipt(grant, CLOSE, 1000)
+    fabric.agent.send(link.Ended(lease=grant.lease, generation=1, reason="done"))
+    fabric.agent.beat()
+    late = {"content": RESULT, "params": {"run": run}}
+    assert blob(fabric, "GET", CODE, token).status_code == 200
+    assert blob(fabric, "PUT", RESULT, token, **late).status_code == 200
+    fabric.clock.advance(600_001)
+    assert blob(fabric, "GET", CODE, token).status_code == 404
+    assert blob(fabric, "PUT", RESULT, token, **late).status_code == 404
+
+
+def test_a_log_expires_seven_days_after_its_run(fabric, token):
+    run, grant, work = start(fabric)
+    fabric.agent.send(link.Logs(run=run, lines=[link.LogLine(task=0, stream=1, at_ms=0, text="kept")]))
+    fabric.agent.send(work_done(grant, work, "done"))
+    fabric.agent.expect(link.Release)
+    logs, days = fabric.plane.logs, 86_400_000
+    headers = {"Authorization": "Bearer key-alice"}
+    files = fabric.plane.settings.state_dir / "logs"
+    assert logs.expire(fabric.plane.now_ms() + 6 * days) == 0
+    assert "kept" in fabric.client.get(f"/v1/runs/{run}/logs", headers=headers).text
+    assert logs.expire(fabric.plane.now_ms() + 7 * days) == 1
+    assert list(files.iterdir()) == []
+    assert fabric.client.get(f"/v1/runs/{run}/logs", headers=headers).text.startswith("event: end")
