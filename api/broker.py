@@ -561,8 +561,8 @@ def _check(request: RunRequest) -> None:
         raise InvalidRequest("a `submit` needs `work`: the blobs of its code and arguments")
     if request.kind != "submit" and request.work is not None:
         raise InvalidRequest("`work` belongs to a `submit`; a run's own process sends its tasks itself")
-    if request.kind != "map" and request.leases > 1:
-        raise InvalidRequest(f"`leases` is {request.leases}; only a map uses several, a gang is `nodes`")
+    if request.kind not in ("map", "serve") and request.leases > 1:
+        raise InvalidRequest(f"`leases` is {request.leases}; only a map or an endpoint uses several, a gang is `nodes`")
     check_surroundings(request)
 
 

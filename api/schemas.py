@@ -86,7 +86,7 @@ class RunRequest(_In):
     )
 
     id: Name
-    kind: Literal["run", "map", "submit"] = "run"
+    kind: Literal["run", "map", "submit", "actor", "serve"] = "run"
     name: str = Field(default="", max_length=200)
     session: Name
     python: str = Field(default="", pattern=r"^(3\.\d{1,2})?$")

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fabric.client.actors import actor
     from fabric.client.functions import Function, function
     from fabric.client.job import count, progress
     from fabric.client.runs import Cost, Run
@@ -52,6 +53,7 @@ __all__ = [
     "RunFailed",
     "ServiceError",
     "Timeout",
+    "actor",
     "attach",
     "count",
     "function",
@@ -69,6 +71,7 @@ _HOMES = {
     "Record": "fabric.wire.record",
     "Retry": "fabric.wire.retry",
     "Run": "fabric.client.runs",
+    "actor": "fabric.client.actors",
     "attach": "fabric.client.verbs",
     "count": "fabric.client.job",
     "function": "fabric.client.functions",

@@ -98,7 +98,8 @@ class Channel:
         """Send tasks in one frame, the function before them if this connection has not carried it yet."""
         if packed.digest not in self._known:
             self._known.add(packed.digest)
-            self._send([channel.FN, packed.digest], packed.code)
+            actor = [packed.at_once] if packed.at_once else []
+            self._send([channel.FN, packed.digest, *actor], packed.code)
         listed = [[task.index, task.attempt, task.sizes] for task in tasks]
         header = [channel.CALL, run, packed.digest, listed, timeout_ms]
         self._send(header, *(piece for task in tasks for piece in task.pieces))
@@ -112,9 +113,13 @@ class Channel:
         elif self._ack_timer is None:
             self._ack_timer = asyncio.get_running_loop().call_later(ACK_S, self._ack_late)
 
-    def cancel(self, run: str) -> None:
-        """End all of the run's tasks on this lease."""
-        self._send([channel.CANCEL, run, []])
+    def cancel(self, run: str, indices: Sequence[int] = ()) -> None:
+        """End these of the run's tasks on this lease, all of them for none named."""
+        self._send([channel.CANCEL, run, list(indices)])
+
+    def taken(self, run: str, index: int, attempt: int, seq: int) -> None:
+        """The parts of a streaming task up to this one were read."""
+        self._send([channel.TAKEN, run, index, attempt, seq])
 
     def resume(self, run: str, owed: Sequence[tuple[int, int]]) -> None:
         self._send([channel.RESUME, run, [list(pair) for pair in owed]])

@@ -8,14 +8,14 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from fabric.client.channel import Channel, closed_reason
-from fabric.client.events import AttemptEnded, Broken, Event, Lines, Placed, Progress, Results
+from fabric.client.events import AttemptEnded, Broken, Event, Lines, Part, Placed, Progress, Results
 from fabric.client.lease_pool import HeldLease
 from fabric.client.office import Office, route_of
 from fabric.client.options import RunOptions
-from fabric.client.pace import FRAME_BYTES
+from fabric.client.pace import FRAME_BYTES, Steady
 from fabric.client.pack import Packed
 from fabric.client.route import Route
 from fabric.client.tasks import Ended, Piece, Tasks
@@ -35,6 +35,12 @@ MAX_GROWN = 64
 MIN_ROOM = 16
 
 
+class Events(Protocol):
+    """Where a crew puts what happens."""
+
+    def put(self, event: Event, /) -> None: ...
+
+
 class Crew:
     """The leases of one run and what they do. Made in any thread; every method runs in the loop.
 
@@ -45,13 +51,23 @@ class Crew:
     """
 
     def __init__(
-        self, office: Office, kind: str, options: RunOptions, packed: Packed, *, total: int, fail_fast: bool
+        self,
+        office: Office,
+        kind: str,
+        options: RunOptions,
+        packed: Packed,
+        *,
+        total: int,
+        fail_fast: bool,
+        events: Events | None = None,
     ) -> None:
         self.run = new_id("run")
-        self.events: SimpleQueue[Event] = SimpleQueue()
+        self._queue: SimpleQueue[Event] = SimpleQueue()
+        self._told: Events = events or self._queue
         self._office = office
         self._kind = kind
         self._options = options
+        self._own_lease = options.own_lease or kind == "actor"
         self._packed = packed
         self._total = total
         self._fail_fast = fail_fast
@@ -71,9 +87,13 @@ class Crew:
         self._telling: asyncio.Task[None] | None = None
         self.room = MIN_ROOM
 
+    @property
+    def events(self) -> "SimpleQueue[Event]":
+        return self._queue
+
     def begin(self) -> None:
         """Take a lingering lease, or ask for one."""
-        held = None if self._options.own_lease else self._office.pool.take(self._key, self._options.max_price_dc)
+        held = None if self._own_lease else self._office.pool.take(self._key, self._options.max_price_dc)
         if held is not None:
             self._noted = self._request(held)
             self._office.registrar.note(self._noted, RunState.RUNNING)
@@ -99,6 +119,25 @@ class Crew:
         if not self._over:
             self._close(RunState.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
 
+    def end_task(self, index: int) -> None:
+        """The user does not want this task any more."""
+        task = self._tasks.out_at(index)
+        if task is not None:
+            self._leases[task.lease].channel.cancel(self.run, [index])
+        elif self._tasks.give_up(index):
+            self._finish_if_over()
+
+    def taken(self, index: int, seq: int) -> None:
+        """The parts of a streaming task up to this one were read."""
+        task = self._tasks.out_at(index)
+        if task is not None:
+            self._leases[task.lease].channel.taken(self.run, index, task.attempt, seq)
+
+    def dismiss(self) -> None:
+        """Over, whatever still runs: nobody waits for it."""
+        if not self._over:
+            self._close(RunState.SUCCEEDED, Reason.DONE, "")
+
     def when_told(self, callback: Callable[[], object]) -> None:
         """Call back once the control plane has heard how the run ended, or at once when there is nothing to tell."""
         if self._telling is None:
@@ -110,11 +149,13 @@ class Crew:
         if header[0] == wire.RESULT:
             self._on_result(channel, header, body)
         elif header[0] == wire.LOG and header[1] == self.run:
-            self.events.put(Lines(header[2], [tuple(line) for line in header[3]]))
+            self._told.put(Lines(header[2], [tuple(line) for line in header[3]]))
         elif header[0] == wire.LOG:
             self._office.pool.on_frame(channel, header, body)
+        elif header[0] == wire.PART and header[1] == self.run:
+            self._on_part(channel, header, body)
         elif header[0] == wire.PROGRESS and header[1] == self.run:
-            self.events.put(Progress(*header[2:5]))
+            self._told.put(Progress(*header[2:5]))
         elif header[0] == wire.FAILED and header[1] == self.run:
             self._on_failed(channel, header[2])
         elif header[0] == wire.UNKNOWN and header[1] == self.run:
@@ -245,10 +286,12 @@ class Crew:
     def _join(self, held: HeldLease) -> None:
         held.run = self.run
         held.channel.listener = self
+        if self._packed.at_once:
+            held.pace = Steady(self._packed.at_once)
         self._leases[held.id] = held
         self._seen.add(held.id)
         self._starved_since = None
-        self.events.put(Placed(held.facts))
+        self._told.put(Placed(held.facts))
         self._feed(held)
         self._set_room()
 
@@ -266,6 +309,13 @@ class Crew:
                 break
             held.channel.call(self.run, self._packed, taken, self._options.timeout_ms)
 
+    def _on_part(self, channel: Channel, header: list[Any], body: memoryview) -> None:
+        _, _, index, attempt, seq, sizes = header
+        task = self._tasks.out.get(channel.lease, {}).get(index)
+        if task is not None and task.attempt == attempt:
+            task.once = True
+            self._told.put(Part(index, seq, list(split(body, sizes))))
+
     def _on_result(self, channel: Channel, header: list[Any], body: memoryview) -> None:
         entries = header[2]
         pieces = split(body, [size for entry in entries for size in entry[6]])
@@ -280,7 +330,7 @@ class Crew:
             if self._settle(channel.lease, index, attempt, status):
                 results.append((index, status, parts))
         if results:
-            self.events.put(Results(results))
+            self._told.put(Results(results))
         channel.acknowledge(self.run, [entry[0] for entry in entries], body.nbytes)
         held.pace.measured(durations)
         self._set_room()
@@ -300,7 +350,7 @@ class Crew:
             return False
         if ended.retry_at is not None:
             self._wake_at(ended.retry_at)
-            self.events.put(AttemptEnded(ended, lease))
+            self._told.put(AttemptEnded(ended, lease))
             return False
         self._first_failure = self._first_failure or ended
         return True
@@ -317,7 +367,7 @@ class Crew:
 
     def _on_ended(self, lease: str, ends: list[Ended]) -> None:
         for ended in ends:
-            self.events.put(AttemptEnded(ended, lease))
+            self._told.put(AttemptEnded(ended, lease))
             if ended.retry_at is None:
                 self._first_failure = self._first_failure or ended
             else:
@@ -361,7 +411,7 @@ class Crew:
             return
         if not have and self._starve():
             return
-        held = None if self._options.own_lease else self._office.pool.take(self._key, self._options.max_price_dc)
+        held = None if self._own_lease else self._office.pool.take(self._key, self._options.max_price_dc)
         if held is not None:
             self._join(held)
         elif self._registered or self._seen:
@@ -418,7 +468,7 @@ class Crew:
         if not self._over:
             reason = getattr(error, "reason", Reason.INTERNAL_ERROR)
             self._close(RunState.FAILED, reason, str(error))
-            self.events.put(Broken(error))
+            self._told.put(Broken(error))
 
     def _close(self, state: RunState, reason: Reason, message: str) -> None:
         """Leases with nothing on them linger; those that still work on a task of this run are released."""
@@ -439,7 +489,7 @@ class Crew:
             self._office.registrar.note(self._noted, state, reason, message)
 
     def _give(self, held: HeldLease) -> None:
-        self._office.pool.give(held, 0.0 if self._options.own_lease else self._options.linger_s)
+        self._office.pool.give(held, 0.0 if self._own_lease else self._options.linger_s)
 
     async def _report(self, state: RunState, reason: Reason, message: str) -> None:
         try:

@@ -38,6 +38,14 @@ class Progress(NamedTuple):
     total: int | None
 
 
+class Part(NamedTuple):
+    """A value of a streaming task, before its answer."""
+
+    task: int
+    seq: int
+    pieces: list[memoryview]
+
+
 class Broken(NamedTuple):
     """The whole run is over with this error."""
 
@@ -51,4 +59,4 @@ class Fed(NamedTuple):
     error: BaseException | None
 
 
-Event = Placed | Results | AttemptEnded | Lines | Progress | Broken | Fed
+Event = Placed | Results | AttemptEnded | Lines | Progress | Part | Broken | Fed

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fabric.client.channel import Channel
-from fabric.client.pace import Pace
+from fabric.client.pace import Pace, Steady
 from fabric.wire import channel as wire
 from fabric.wire.reasons import Reason
 
@@ -26,7 +26,7 @@ class HeldLease:
     facts: dict[str, Any]
     channel: Channel
     run: str
-    pace: Pace = field(default_factory=Pace)
+    pace: Pace | Steady = field(default_factory=Pace)
     timer: asyncio.TimerHandle | None = None
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 
 from fabric.placement.grammar import GrammarError, parse_gpu, parse_size
 from fabric.wire.amounts import usd_to_dc_down
+from fabric.wire.channel import MAX_AT_ONCE
 from fabric.wire.errors import InvalidRequest
 from fabric.wire.retry import Retry
 
@@ -37,6 +38,7 @@ class RunOptions:
         linger_s: how long the run's lease is kept afterwards.
         returns: a class, or an annotation of classes, that results may be rebuilt into.
         max_parallel: leases a map may hold at once; None lets the SDK choose.
+        max_concurrency: calls of an actor that run at once.
     """
 
     gpu: tuple[str, ...] = (":1",)
@@ -67,6 +69,7 @@ class RunOptions:
     dry_run: bool = False
     returns: Any = field(default=None, compare=False)
     max_parallel: int | None = None
+    max_concurrency: int = 1
     ordered: bool = True
     return_exceptions: bool = False
 
@@ -375,9 +378,11 @@ _COMMON: dict[str, _Reader] = {
 }
 _ATTACHED: dict[str, _Reader] = {"linger": _linger}
 _OF_MAP: dict[str, _Reader] = {"max_parallel": _max_parallel, "ordered": _flag, "return_exceptions": _flag}
-_READERS = _COMMON | _ATTACHED | _OF_MAP
+_OF_ACTOR: dict[str, _Reader] = {"max_concurrency": _integer(1, MAX_AT_ONCE)}
+_READERS = _COMMON | _ATTACHED | _OF_MAP | _OF_ACTOR
 _ALLOWED = {
     "run": frozenset(_COMMON | _ATTACHED) | {"kwargs"},
     "submit": frozenset(_COMMON) | {"kwargs"},
-    "map": frozenset(_READERS) | {"kwargs"},
+    "map": frozenset(_COMMON | _ATTACHED | _OF_MAP) | {"kwargs"},
+    "actor": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key"},
 }

@@ -18,6 +18,24 @@ WEIGHT = 0.2
 
 
 @dataclass(slots=True)
+class Steady:
+    """Of an actor, which runs `at_once` tasks beside each other: as many again wait there."""
+
+    at_once: int
+    mean_ms: float | None = None
+
+    def measured(self, durations_ms: list[int]) -> None:
+        """Nothing depends on it."""
+
+    @property
+    def window(self) -> int:
+        return 2 * self.at_once
+
+    def room(self, out: int) -> int:
+        return max(0, self.window - out)
+
+
+@dataclass(slots=True)
 class Pace:
     """One lease's. `mean_ms` is None until the first result."""
 

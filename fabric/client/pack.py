@@ -36,12 +36,13 @@ Piece = bytes | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A packed function. `modules` are the names that travel with it."""
+    """A packed function. `modules` are the names that travel with it; `at_once` is an actor's, 0 for a function."""
 
     code: bytes
     digest: bytes
     name: str
     modules: frozenset[str]
+    at_once: int = 0
 
 
 def pack_function(function: Callable[..., Any]) -> Packed:

@@ -18,7 +18,10 @@ Piece = bytes | memoryview
 
 @dataclass(slots=True)
 class Task:
-    """One call. `attempt` counts from 1; `lease` is where it is out, empty otherwise."""
+    """One call. `attempt` counts from 1; `lease` is where it is out, empty otherwise.
+
+    `once`: part of its answer was delivered, so no further attempt may follow.
+    """
 
     index: int
     pieces: Sequence[Piece]
@@ -27,6 +30,7 @@ class Task:
     attempt: int = 1
     state: TaskState = TaskState.PENDING
     lease: str = ""
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,22 @@ class Tasks:
         out = self.out.get(lease, {})
         return [out[index] for index in indices if index in out]
 
+    def give_up(self, index: int) -> bool:
+        """Takes a task that is out nowhere off the list; False when there is none of this index."""
+        later = [entry for entry in self._later if entry[1] == index]
+        waiting = [task for task in (*self._waiting, *(entry[2] for entry in later)) if task.index == index]
+        for task in waiting:
+            task.state = step(TASK_EDGES, task.state, TaskState.FAILED)
+            self.failed += 1
+        self._waiting = deque(task for task in self._waiting if task.index != index)
+        self._later = [entry for entry in self._later if entry[1] != index]
+        heapq.heapify(self._later)
+        return bool(waiting)
+
+    def out_at(self, index: int) -> Task | None:
+        """The task of this index, if it is out on a lease."""
+        return next((out[index] for out in self.out.values() if index in out), None)
+
     def fail_all(self) -> None:
         """Gives up everything that is open; what still arrives is ignored."""
         waiting = [*self._waiting, *(task for _, _, task in self._later)]
@@ -157,7 +177,7 @@ class Tasks:
 
     def _end(self, task: Task, reason: Reason, message: str, now: float, exit_code: int | None) -> Ended:
         ended = task.attempt
-        delay = delay_s(self.retry, reason, ended, exit_code)
+        delay = None if task.once else delay_s(self.retry, reason, ended, exit_code)
         if delay is None:
             task.state = step(TASK_EDGES, task.state, TaskState.FAILED)
             self.failed += 1

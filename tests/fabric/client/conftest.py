@@ -34,6 +34,7 @@ class SmallNode:
         self.ws = None
         self.kept, self.functions, self.calls, self.ran = {}, {}, [], []
         self.running = None
+        self.actors, self.at_work, self.cancelled, self.read_to, self.over = {}, [], [], {}, False
         self.queue = asyncio.Queue()
         self.drop_after = None
         self.close_with = None
@@ -60,6 +61,18 @@ class SmallNode:
             if header[0] == channel.FN:
                 assert hashlib.sha256(body).digest() == header[1]
                 self.functions[header[1]] = pickle.loads(body)
+                if len(header) > 2:
+                    self.actors[header[1]] = None
+            elif header[0] == channel.CANCEL:
+                self.cancelled += header[2]
+            elif header[0] == channel.TAKEN:
+                self.read_to[header[2]] = header[4]
+            elif header[0] == channel.CALL and header[2] in self.actors:
+                self.calls.append(header)
+                pieces = frames.split(body, [size for task in header[3] for size in task[2]])
+                for task, attempt, sizes in header[3]:
+                    own = [bytes(next(pieces)) for _ in sizes]
+                    self.at_work.append(asyncio.create_task(self.act(header[1], header[2], task, attempt, own)))
             elif header[0] == channel.CALL:
                 self.calls.append(header)
                 pieces = frames.split(body, [size for task in header[3] for size in task[2]])
@@ -118,6 +131,44 @@ class SmallNode:
                 continue
             await self.send(*frame)
 
+    async def act(self, run, digest, task, attempt, pieces):
+        """A task of an actor: beside the others, in a thread; its stream is sent as it comes."""
+        loop = asyncio.get_running_loop()
+
+        def send(*frame):
+            asyncio.run_coroutine_threadsafe(self.send(*frame), loop).result(5)
+
+        def work():
+            name, streams, args, kwargs = pickle.loads(pieces[0], buffers=pieces[1:])[0]
+            if self.actors[digest] is None:
+                self.actors[digest] = self.functions[digest]()
+            value = getattr(self.actors[digest], name)(*args, **kwargs) if name else None
+            for seq, part in enumerate(value if streams else ()):
+                while not self.over and seq > self.read_to.get(task, -1) + channel.PARTS_AHEAD:
+                    if task in self.cancelled:
+                        raise GeneratorExit
+                    time.sleep(0.002)
+                if self.over:
+                    raise GeneratorExit
+                encoded = encode(part)
+                sizes = [memoryview(p).nbytes for p in (encoded.header, *encoded.buffers)]
+                send([channel.PART, run, task, attempt, seq, sizes], encoded.header, *encoded.buffers)
+            return None if streams else value
+
+        self.ran.append((run, task, attempt))
+        try:
+            encoded = await loop.run_in_executor(None, lambda: encode(work()))
+            status = channel.STATUS_VALUE
+        except GeneratorExit:
+            await self.send([channel.FAILED, run, [[task, attempt, "cancelled_by_user", "cancelled", None]]])
+            return
+        except Exception as error:  # noqa: BLE001 - whatever the method raises is its result
+            encoded, status = encode_exception(error, traceback.format_exc()), channel.STATUS_EXCEPTION
+        sizes = [memoryview(part).nbytes for part in (encoded.header, *encoded.buffers)]
+        frame = ([channel.RESULT, run, [[task, attempt, status, 0, 0, 0, sizes]]], encoded.header, *encoded.buffers)
+        self.kept[run, task] = frame
+        await self.send(*frame)
+
     def call(self, digest, pieces):
         try:
             args, kwargs = pickle.loads(pieces[0], buffers=pieces[1:])
@@ -130,6 +181,7 @@ class SmallNode:
         return channel.STATUS_VALUE, [encoded.header, *encoded.buffers]
 
     async def send(self, header, *body):
+        self.over = self.over or header[0] == channel.CLOSED
         try:
             await self.ws.send(frames.pack_bytes(header, *body))
         except ConnectionClosed:
@@ -347,6 +399,8 @@ class SmallFabric:
         }
 
     def close(self):
+        for node in self.nodes.values():
+            node.over = True
         self.http.shutdown()
         self.http.server_close()
 
