@@ -131,7 +131,7 @@ def _lifespan(tick_s: float | None) -> Callable[[FastAPI], contextlib.AbstractAs
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(sweeps.sweep, plane))),
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(sweeps.refit, plane))),
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(ledger_jobs.tick, plane))),
-                asyncio.create_task(_every(3600, lambda: to_thread.run_sync(plane.blobs.expire))),
+                asyncio.create_task(_every(60, lambda: to_thread.run_sync(plane.blobs.expire))),
                 asyncio.create_task(_every(3600, lambda: to_thread.run_sync(plane.logs.expire, plane.now_ms()))),
             ]
         if tick_s is not None and plane.chain is not None:

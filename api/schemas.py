@@ -46,10 +46,14 @@ class RetryIn(_In):
 
 
 class WorkIn(_In):
-    """Blobs of a detached run: the packed function, and its pickled arguments as one CALL frame's body."""
+    """Blobs of a detached run: the packed function, and its pickled arguments as one CALL frame's body.
+
+    `secret`: the arguments carry secrets, so their blob is deleted as soon as the run is over.
+    """
 
     code: Sha256
     args: Sha256
+    secret: bool = False
 
 
 class EnvIn(_In):
@@ -242,6 +246,7 @@ class Attempt(_Out):
     message: str
     started_at_ms: int
     ended_at_ms: int | None
+    exit_code: int | None = None
 
 
 class TaskCounts(_Out):

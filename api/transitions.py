@@ -27,7 +27,7 @@ from api.lifecycle import (
 from api.plane import Plane
 from api.schemas import RunRequest
 from api.signals import CAPACITY, cluster_topic, logs_topic, run_topic
-from api.tables import AttemptRow, GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, RunRow
+from api.tables import AttemptRow, BlobRow, GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, RunRow
 from fabric.wire.machines import (
     ACTIVE_LEASE_STATES,
     RUN_EDGES,
@@ -94,6 +94,7 @@ def run_step(plane: Plane, session: Session, run: RunRow, decided: RunStep | Non
     if is_terminal(RUN_EDGES, decided.state):
         run.ended_ms = now
         _fail_attempts(session, run.id, None, now, decided.reason)
+        _forget_secrets(session, run)
     session.add(run)
     session.flush()
     say(session, run_topic(run.id), logs_topic(run.id))
@@ -182,6 +183,15 @@ def _fail_attempts(session: Session, run: str, lease: str | None, now_ms: int, r
         row.state = step(TASK_EDGES, TaskState(row.state), TaskState.FAILED).value
         row.reason, row.ended_ms = reason, now_ms
         session.add(row)
+
+
+def _forget_secrets(session: Session, run: RunRow) -> None:
+    """Arguments that carry secrets are gone from now on; the next sweep removes their bytes."""
+    if (run.request.get("work") or {}).get("secret"):
+        row = session.get(BlobRow, (run.customer, run.args))
+        if row is not None:
+            row.expires_ms = 0
+            session.add(row)
 
 
 def _release_unused(plane: Plane, session: Session, run: RunRow, decided: RunStep) -> None:

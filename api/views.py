@@ -202,6 +202,7 @@ def _attempts(session: Session, run: str, leases: dict[str, LeaseRow]) -> list[s
             message=row.message,
             started_at_ms=row.started_ms,
             ended_at_ms=row.ended_ms,
+            exit_code=row.exit_code,
         )
     return [found[key] for key in sorted(found)][:MAX_ATTEMPTS]
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fabric.client.actors import actor
+    from fabric.client.env import Env
     from fabric.client.functions import Function, function
     from fabric.client.job import count, progress
     from fabric.client.runs import Cost, Run
+    from fabric.client.secret import Secret
     from fabric.client.verbs import attach, init, map, offers, run, submit  # noqa: A004 - the verb's name is the product's
     from fabric.wire.errors import (
         AuthError,
@@ -36,6 +38,7 @@ __all__ = [
     "AuthError",
     "BudgetExhausted",
     "Cost",
+    "Env",
     "Error",
     "Function",
     "InsufficientFunds",
@@ -51,6 +54,7 @@ __all__ = [
     "Retry",
     "Run",
     "RunFailed",
+    "Secret",
     "ServiceError",
     "Timeout",
     "actor",
@@ -67,11 +71,13 @@ __all__ = [
 
 _HOMES = {
     "Cost": "fabric.client.runs",
+    "Env": "fabric.client.env",
     "Function": "fabric.client.functions",
     "Record": "fabric.wire.record",
     "Retry": "fabric.wire.retry",
     "Run": "fabric.client.runs",
     "actor": "fabric.client.actors",
+    "Secret": "fabric.client.secret",
     "attach": "fabric.client.verbs",
     "count": "fabric.client.job",
     "function": "fabric.client.functions",

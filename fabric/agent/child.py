@@ -259,7 +259,7 @@ class _Worker:
             last = position + 1 == len(tasks) and not more()
             if status is None:
                 self._outbound.flush()
-                self._outbound.send([channel.FAILED, run, [[task, attempt, Reason.OOM, parts[0], None]]])
+                self._outbound.send([channel.FAILED, run, [[task, attempt, *parts]]])
                 continue
             entry = [task, attempt, status, started_ns, ended_ns, 0, [memoryview(part).nbytes for part in parts]]
             if self._counters:
@@ -267,7 +267,7 @@ class _Worker:
             self._outbound.add(run, entry, parts, now=last or spoke)
 
     def _run(self, function: Callable[..., Any] | BaseException, pieces: list[memoryview]) -> tuple[int | None, list]:
-        """(status, pieces) of one task; status None and a text when memory ran out."""
+        """(status, pieces) of one task; without a result status None and (reason, words, exit code)."""
         if isinstance(function, BaseException):
             return _encode_failure(function)
         try:
@@ -277,7 +277,9 @@ class _Worker:
         except NotTransportable as error:
             return channel.STATUS_NOT_TRANSPORTABLE, [str(error).encode(errors="replace")]
         except MemoryError as error:
-            return None, [f"MemoryError: {error}\n{_traceback(error)}"]
+            return None, [Reason.OOM, f"MemoryError: {error}\n{_traceback(error)}", None]
+        except job.ProgramFailed as error:
+            return None, [Reason.USER_ERROR, f"the program ended with exit code {error.exit_code}", error.exit_code]
         except BaseException as error:  # noqa: BLE001 - whatever the customer's function raises is its result
             return _encode_failure(error)
         return channel.STATUS_VALUE, [encoded.header, *encoded.buffers]
@@ -321,6 +323,8 @@ def _traceback(error: BaseException) -> str:
 def _settle_in(environment: dict[str, str], folder: str, network: str) -> None:
     """Become a lease's: its variables, its packages before all others, its way to the network."""
     os.environ.update(environment)
+    programs = (str(Path(folder) / "bin") if folder else "", str(Path(sys.executable).parent))
+    os.environ["PATH"] = os.pathsep.join(filter(None, (*programs, os.environ.get("PATH", os.defpath))))
     if network:
         from fabric.agent.sandbox import forwarder  # asyncio comes with it, which most children never need
 
@@ -331,7 +335,6 @@ def _settle_in(environment: dict[str, str], folder: str, network: str) -> None:
         sys.path[:] = [path for path in sys.path if path not in before] + before
         paths = (folder, os.environ.get("PYTHONPATH", ""))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        os.environ["PATH"] = os.pathsep.join((str(Path(folder) / "bin"), os.environ.get("PATH", os.defpath)))
     _limit_threads()
 
 

@@ -383,9 +383,11 @@ class Lease:
             case channel.PART:
                 self._on_part(str(run), fields, body)
             case channel.FAILED:
-                task, attempt, reason, message, _ = fields[0][0]
+                task, attempt, reason, message, code = fields[0][0]
                 why = Reason(reason) if self._book.at_once and reason in _ENDED_BY_ACTORS else Reason.OOM
-                self._finish_failed(run, failed(task, attempt, why, str(message)))
+                if type(code) is int and 0 < code < 256:
+                    why = Reason.USER_ERROR  # a program of the customer's ended by itself
+                self._finish_failed(run, failed(task, attempt, why, str(message), code))
             case _:
                 raise FrameError(f"a child does not send {kind!r}")
 

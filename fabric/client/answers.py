@@ -35,7 +35,9 @@ class Answers:
         """The error of a task that ended without an answer."""
         message = ended.message or EXPLANATIONS[ended.reason]
         attempts = f" (attempt {ended.attempt})" if ended.attempt > 1 else ""
-        details = {"run": self._run, "task": ended.task.index, "attempts": ended.attempt}
+        details: dict[str, Any] = {"run": self._run, "task": ended.task.index, "attempts": ended.attempt}
+        if ended.exit_code is not None:
+            details["exit_code"] = ended.exit_code
         return run_failed(ended.reason, message + attempts, **details)
 
     def _not_transportable(self, message: str) -> RunFailed:

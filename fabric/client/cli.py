@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from fabric.client import session, verbs
-from fabric.client.command import run_command
+from fabric.client.env import Env
 from fabric.client.proof import RunProof
 from fabric.client.runs import Run, RunReceipt
+from fabric.client.secret import Secret
 from fabric.client.targets import is_function, load_function, read_arguments
 from fabric.placement.grammar import nominal_size_text
 from fabric.wire.amounts import format_dc
@@ -97,6 +98,10 @@ def run(
     objective: Annotated[str | None, typer.Option(help="cost or latency.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for lists and bills.")] = None,
+    pip: Annotated[list[str] | None, typer.Option("--pip", help="A package to install first; repeat.")] = None,
+    network: Annotated[list[str] | None, typer.Option(help="gang, open, or a host; repeat for hosts.")] = None,
+    workdir: Annotated[str | None, typer.Option(help="A folder to take along and run in, such as `.`")] = None,
+    secret: Annotated[list[str] | None, typer.Option(help="A variable of this shell to pass on; repeat.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a command, or a function of a file, on a GPU; the exit code is the command's."""
@@ -114,11 +119,16 @@ def run(
         "objective": objective,
         "timeout": timeout,
         "name": name,
+        "env": Env(pip=pip) if pip else None,
+        "network": _network(network),
+        "workdir": workdir,
+        "secrets": [Secret(one) for one in secret or ()] or None,
     }
     keywords = {key: value for key, value in given.items() if value is not None}
     if not is_function(words[0]):
         keywords.setdefault("name", words[0])
-        raise typer.Exit(verbs.run(run_command, words, **keywords) & 0xFF)
+        verbs.run(command=words, **keywords)
+        return
     function, own = load_function(words[0])
     args, kwargs = read_arguments(function, words[1:])
     try:
@@ -248,6 +258,11 @@ def audit(*, as_json: Json = False) -> None:
             first = "" if check["ok"] else f"  first: {check['first_bad']}"
             print(f"{'ok ' if check['ok'] else 'BAD'} {check['invariant']:2} {check['name']}{first}")
     raise typer.Exit(0 if answer["ok"] else 1)
+
+
+def _network(words: list[str] | None) -> str | list[str] | None:
+    """One word for itself, hosts as a list."""
+    return words[0] if words and words in (["none"], ["gang"], ["open"]) else words or None
 
 
 def _kept(path: Path) -> RunReceipt:

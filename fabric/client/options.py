@@ -6,22 +6,28 @@ Everything a keyword can say wrong is refused here, before anything leaves the p
 import difflib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
 
+from fabric.client.env import Env
+from fabric.client.secret import Secret, read_secrets
 from fabric.placement.grammar import GrammarError, parse_gpu, parse_size
 from fabric.wire.amounts import usd_to_dc_down
 from fabric.wire.channel import MAX_AT_ONCE
 from fabric.wire.errors import InvalidRequest
 from fabric.wire.retry import Retry
+from fabric.wire.surroundings import NONE, check_network
 
 TIERS = ("spot", "on_demand")
 OBJECTIVES = ("cost", "latency")
 DEFAULT_LINGER_S = 2.0
 DEFAULT_STARTUP_TIMEOUT_MS = 120_000
+DEFAULT_INSTALL_TIMEOUT_MS = 600_000
+"""For a run whose packages are to be installed."""
 DEFAULT_QUEUE_TIMEOUT_MS = 600_000
 MAX_DURATION_S = 366 * 24 * 3600
 MAX_PARALLEL = 1024
@@ -68,6 +74,11 @@ class RunOptions:
     idempotency_key: str = ""
     dry_run: bool = False
     returns: Any = field(default=None, compare=False)
+    env: Env | None = None
+    network: str | tuple[str, ...] = NONE
+    command: str | tuple[str, ...] | None = None
+    workdir: str | None = None
+    secrets: tuple[Secret, ...] = ()
     max_parallel: int | None = None
     max_concurrency: int = 1
     ordered: bool = True
@@ -92,6 +103,8 @@ class RunOptions:
             self.min_verification,
             self.interconnect,
             self.objective,
+            self.env,
+            self.network,
         )
 
     @property
@@ -130,7 +143,8 @@ class RunOptions:
             "timeout_ms": self.timeout_ms,
             "retry": retry_request(self.retry),
             "objective": self.objective,
-            "network": "none",
+            "network": self.network if isinstance(self.network, str) else list(self.network),
+            **({"env": self.env.request()} if self.env is not None else {}),
             "tags": dict(self.tags),
             "dry_run": self.dry_run,
         }
@@ -161,8 +175,12 @@ def read_options(verb: str, keywords: Mapping[str, Any], function: Callable[...,
     for keyword in keywords:
         if keyword not in allowed:
             raise InvalidRequest(_unknown(verb, keyword, allowed, function))
+    slow = DEFAULT_INSTALL_TIMEOUT_MS if getattr(keywords.get("env"), "pip", ()) else DEFAULT_STARTUP_TIMEOUT_MS
+    values: dict[str, Any] = {"startup_timeout_ms": slow}
     try:
-        return RunOptions(**{k: v for name, given in keywords.items() for k, v in _READERS[name](name, given).items()})
+        for name, given in keywords.items():
+            values |= _READERS[name](name, given)
+        return RunOptions(**values)
     except InvalidRequest:
         raise
     except ValueError as error:
@@ -345,6 +363,38 @@ def _flag(name: str, given: Any) -> dict[str, Any]:
     return {name: given}
 
 
+def _env(name: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, Env):
+        raise InvalidRequest(f"{name}={given!r:.80} is not a fabric.Env(pip=['torch>=2.6'])")
+    return {name: given}
+
+
+def _network(name: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, str | list | tuple | set | frozenset):
+        raise InvalidRequest(f"{name}={given!r:.80} is not 'none', 'gang', 'open' or a list of hosts")
+    word, hosts = check_network(given if isinstance(given, str) else list(given))
+    return {name: tuple(hosts) or word}
+
+
+def _command(name: str, given: Any) -> dict[str, Any]:
+    words = (given,) if isinstance(given, str) else given
+    if not isinstance(words, list | tuple) or not words or not all(isinstance(w, str) and "\0" not in w for w in words):
+        raise InvalidRequest(f"{name}={given!r:.80} is not a text for the shell, nor a list of a program and arguments")
+    if not words[0].strip():
+        raise InvalidRequest(f"{name} is empty; give a program such as 'python train.py'")
+    return {name: given if isinstance(given, str) else tuple(given)}
+
+
+def _workdir(name: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, str | os.PathLike):
+        raise InvalidRequest(f"{name}={given!r:.80} is not the path of a folder")
+    return {name: os.fspath(given)}
+
+
+def _secrets(name: str, given: Any) -> dict[str, Any]:
+    return {name: read_secrets(given)}
+
+
 def _as_given(name: str, given: Any) -> dict[str, Any]:
     return {name: given}
 
@@ -374,15 +424,20 @@ _COMMON: dict[str, _Reader] = {
     "tags": _tags,
     "idempotency_key": _text,
     "dry_run": _flag,
+    "env": _env,
+    "network": _network,
+    "workdir": _workdir,
+    "secrets": _secrets,
     "returns": _as_given,
 }
 _ATTACHED: dict[str, _Reader] = {"linger": _linger}
+_OF_ONE: dict[str, _Reader] = {"command": _command}
 _OF_MAP: dict[str, _Reader] = {"max_parallel": _max_parallel, "ordered": _flag, "return_exceptions": _flag}
 _OF_ACTOR: dict[str, _Reader] = {"max_concurrency": _integer(1, MAX_AT_ONCE)}
-_READERS = _COMMON | _ATTACHED | _OF_MAP | _OF_ACTOR
+_READERS = _COMMON | _ATTACHED | _OF_ONE | _OF_MAP | _OF_ACTOR
 _ALLOWED = {
-    "run": frozenset(_COMMON | _ATTACHED) | {"kwargs"},
-    "submit": frozenset(_COMMON) | {"kwargs"},
+    "run": frozenset(_COMMON | _ATTACHED | _OF_ONE) | {"kwargs"},
+    "submit": frozenset(_COMMON | _OF_ONE) | {"kwargs"},
     "map": frozenset(_COMMON | _ATTACHED | _OF_MAP) | {"kwargs"},
-    "actor": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key"},
+    "actor": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key", "workdir", "secrets"},
 }

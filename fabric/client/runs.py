@@ -198,7 +198,10 @@ class Run:
             raise InvalidRequest(f"{self.id} was a {facts['kind']}: its values went to the process that called it")
         reason = Reason(facts["reason"] or Reason.INTERNAL_ERROR)
         message = facts["message"] or result.get("message") or EXPLANATIONS[reason]
-        raise run_failed(reason, message, run=self.id, attempts=len(facts["attempts"]))
+        attempts = facts["attempts"]
+        code = attempts[-1].get("exit_code") if attempts else None
+        ended = {} if code is None else {"exit_code": code}
+        raise run_failed(reason, message, run=self.id, attempts=len(attempts), **ended)
 
     def _facts(self) -> dict[str, Any]:
         return self._session.call(self._current())

@@ -42,6 +42,7 @@ class Ended:
     reason: Reason
     message: str
     retry_at: float | None
+    exit_code: int | None = None
 
 
 @dataclass(slots=True)
@@ -181,11 +182,11 @@ class Tasks:
         if delay is None:
             task.state = step(TASK_EDGES, task.state, TaskState.FAILED)
             self.failed += 1
-            return Ended(task, ended, reason, message, None)
+            return Ended(task, ended, reason, message, None, exit_code)
         task.state = step(TASK_EDGES, task.state, TaskState.PENDING)
         task.attempt += 1
         heapq.heappush(self._later, (now + delay, task.index, task))
-        return Ended(task, ended, reason, message, now + delay)
+        return Ended(task, ended, reason, message, now + delay, exit_code)
 
     def _wake(self, now: float) -> None:
         while self._later and self._later[0][0] <= now:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from fabric.client import session
 from fabric.client.attached import map_all, run_one
+from fabric.client.errand import errand, laden
 from fabric.client.offers import Offer, find_offers
 from fabric.client.options import RunOptions, read_options
 from fabric.client.pack import pack_arguments, pack_function
@@ -18,11 +19,14 @@ from fabric.wire.ids import new_id
 R = TypeVar("R")
 
 
-def run(function: Callable[..., R], *args: Any, kwargs: Mapping[str, Any] | None = None, **keywords: Any) -> R:
+def run(
+    function: Callable[..., R] | None = None, *args: Any, kwargs: Mapping[str, Any] | None = None, **keywords: Any
+) -> R:
     """Run `function(*args, **kwargs)` on a GPU of the fabric; blocks, streams its output, returns its value.
 
     Args:
-        function: any callable; what it refers to travels with it.
+        function: any callable; what it refers to travels with it. Left out with `command=`: a program, whose exit code
+            0 is returned; another one is raised as a RunFailed that has it as `exit_code`.
         args: its positional arguments.
         kwargs: its keyword arguments, as a dict.
         keywords: where and how to run: gpu, tier, max_price, budget, timeout, retry, … (docs). `near` (a region, a
@@ -36,7 +40,8 @@ def run(function: Callable[..., R], *args: Any, kwargs: Mapping[str, Any] | None
     options = read_options("run", keywords, function)
     if options.dry_run:
         return _plan("run", options)  # type: ignore[return-value]
-    return run_one(session.current(), function, args, _own(kwargs), options)
+    job, given = errand(function, args, options)
+    return run_one(session.current(), job, given, _own(kwargs), options)
 
 
 def map(  # noqa: A001 - the verb's name is the product's
@@ -60,10 +65,12 @@ def map(  # noqa: A001 - the verb's name is the product's
     if isinstance(inputs, str | bytes) or not isinstance(inputs, Iterable):
         raise InvalidRequest(f"fabric.map needs an iterable of inputs, not a {type(inputs).__name__}")
     _callable(function)
-    return map_all(session.current(), function, inputs, _own(kwargs), options)
+    return map_all(session.current(), laden(function, options), inputs, _own(kwargs), options)
 
 
-def submit(function: Callable[..., Any], *args: Any, kwargs: Mapping[str, Any] | None = None, **keywords: Any) -> Run:
+def submit(
+    function: Callable[..., Any] | None = None, *args: Any, kwargs: Mapping[str, Any] | None = None, **keywords: Any
+) -> Run:
     """Start `function(*args, **kwargs)` detached: it goes on without this process; `fabric.attach` finds it again.
 
     Raises:
@@ -71,20 +78,23 @@ def submit(function: Callable[..., Any], *args: Any, kwargs: Mapping[str, Any] |
     """
     options = read_options("submit", keywords, function)
     current = session.current()
-    packed = pack_function(function)
-    pieces = pack_arguments(args, _own(kwargs), packed.modules)
+    job, given = errand(function, args, options)
+    packed = pack_function(job)
+    pieces = pack_arguments(given, _own(kwargs), packed.modules)
     run = new_id("run")
     sizes = [memoryview(piece).nbytes for piece in pieces]
     call = [channel.CALL, run, packed.digest, [[0, 1, sizes]], options.timeout_ms]
     arguments = frames.pack_bytes(call, *pieces)
-    work = {"code": packed.digest.hex(), "args": hashlib.sha256(arguments).hexdigest()}
+    work: dict[str, Any] = {"code": packed.digest.hex(), "args": hashlib.sha256(arguments).hexdigest()}
+    if options.secrets:
+        work["secret"] = True
     if not options.dry_run:
         current.call(current.plane.put_blob(work["code"], packed.code))
         current.call(current.plane.put_blob(work["args"], arguments))
     request = current.office.request(run, "submit", {**options.request(), "leases": 1, "tasks": 1, "work": work})
     key = options.idempotency_key or run
     facts = current.call(current.office.create_run(request, key, measures=options.measures))
-    return Run(current, facts["id"], function, options.returns)
+    return Run(current, facts["id"], job, options.returns)
 
 
 def offers(

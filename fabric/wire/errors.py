@@ -30,7 +30,7 @@ class Error(Exception):
     """The root; `details` are the machine-readable members of an HTTP problem document."""
 
     code: ClassVar[str] = "error"
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, message: str, **details: Any) -> None:
         super().__init__(message)
@@ -82,7 +82,10 @@ class NoCapacity(Error):
 
 
 class RunFailed(Error):
-    """A run that ended without a result: `reason`, and in details `run`, `attempts`."""
+    """A run that ended without a result: `reason`, and in details `run`, `attempts`.
+
+    `exit_code` is the one of a `command` that ended by itself, or of the process that died.
+    """
 
     code = "run-failed"
     exit_code = 7
@@ -90,6 +93,8 @@ class RunFailed(Error):
     def __init__(self, message: str, *, reason: Reason = Reason.INTERNAL_ERROR, **details: Any) -> None:
         super().__init__(message, **details)
         self.reason = Reason(reason)
+        if type(details.get("exit_code")) is int:
+            self.exit_code = details["exit_code"]
 
 
 class RemoteError(RunFailed):

@@ -27,3 +27,11 @@ def add_counts(counters: dict[str, int], counts: dict[str, int]) -> None:
         if name not in counters and len(counters) >= MAX_COUNTERS:
             raise ValueError(f"a task has at most {MAX_COUNTERS} counts; {name!r} is one more")
         counters[name] = counters.get(name, 0) + count
+
+
+class ProgramFailed(Exception):
+    """The program of a `command` ended with this exit code; 128 + n for signal n. Never leaves the node as itself."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code

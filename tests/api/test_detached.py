@@ -35,10 +35,10 @@ def token(fabric):
     return fabric.agent.connect().blob_token
 
 
-def submit(fabric, **members):
+def submit(fabric, *, secret=False, **members):
     put(fabric, CODE)
     put(fabric, ARGS)
-    work = {"code": sha(CODE), "args": sha(ARGS)}
+    work = {"code": sha(CODE), "args": sha(ARGS), "secret": secret}
     return fabric.submit(kind="submit", gpu=["H100"], work=work, **members)["id"]
 
 
@@ -110,6 +110,21 @@ def test_work_is_sent_again_after_a_reconnect(fabric, token):
     fabric.agent.close()
     fabric.agent.connect(held=[link.LeaseRef(lease=grant.lease, generation=1)])
     assert fabric.agent.expect(link.Work) == work
+
+
+@pytest.mark.parametrize("secret", [True, False])
+def test_arguments_with_secrets_are_gone_when_the_run_is_over_and_others_stay(fabric, token, secret):
+    run, grant, work = start(fabric, secret=secret)
+    assert blob(fabric, "GET", ARGS, "key-alice", path="blobs").status_code == 200
+    fabric.agent.send(work_done(grant, work, "user_error", exit_code=3))
+    fabric.agent.receipt(grant, CLOSE, 1000)
+    assert fabric.run(run)["state"] == "FAILED"
+    assert fabric.run(run)["attempts"][0]["exit_code"] == 3
+    assert blob(fabric, "GET", ARGS, "key-alice", path="blobs").status_code == (404 if secret else 200)
+    assert blob(fabric, "GET", CODE, "key-alice", path="blobs").status_code == 200
+    fabric.plane.blobs.expire()
+    stored = list(fabric.plane.settings.state_dir.rglob(sha(ARGS)))
+    assert bool(stored) is not secret
 
 
 def test_a_detached_run_outlives_its_session(fabric, token):

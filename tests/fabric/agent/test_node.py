@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 
 from fabric.agent import dialect, events
+from fabric.client.baggage import Baggage, Carrying
+from fabric.client.command import run_command
+from fabric.client.workdir import pack_workdir
 from fabric.wire import channel, job
 from fabric.wire.reasons import Reason
 
@@ -420,3 +423,25 @@ async def test_the_tcp_address_of_a_node_serves_as_the_unix_one_does(make_site):
     customer.call(customer.function(lambda: 1))
     assert await customer.outcomes(1) == {0: 1}
     await site.stop()
+
+
+async def test_a_program_runs_in_its_folder_streams_its_output_and_its_exit_code_comes_back(make_site, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "hello.txt").write_text("from the folder")
+    site = make_site(isolation="bubblewrap")
+    await site.start()
+    try:
+        customer = await site.leased()
+        digest = customer.function(Carrying(run_command))
+        packed = Baggage({"TOKEN": "abc"}, pack_workdir(tmp_path / "there"), fresh=True)
+        customer.call(digest, packed, ('cat hello.txt; echo; echo "[$TOKEN]" >&2; python -c "import fabric"; exit 5',))
+        outcome = (await customer.outcomes(1))[0]
+        assert outcome[2:] == [Reason.USER_ERROR, "the program ended with exit code 5", 5]
+        lines = [tuple(line[::2]) for header, _ in customer.frames if header[0] == channel.LOG for line in header[3]]
+        assert sorted(lines) == [(1, "from the folder"), (2, "[abc]")]
+        customer.call(digest, packed, ("ls -d /tmp/workdir-* | wc -l | grep -qx 1",), task=1)
+        assert await customer.outcomes(1) == {1: 0}
+        events_of = [event for event in site.events() if isinstance(event, events.Finished)]
+        assert events_of[0].tasks[0][2] == Reason.USER_ERROR
+    finally:
+        await site.stop()

@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from fabric.client import session as sessions
 from fabric.wire import channel, frames
 from fabric.wire.codec import NotTransportable, encode, encode_exception
+from fabric.wire.job import ProgramFailed
 
 PRICE = 250_000
 KEY = "fk_" + "0" * 40
@@ -114,6 +115,10 @@ class SmallNode:
             self.ran.append((run, task, attempt))
             loop = asyncio.get_running_loop()
             status, encoded = await loop.run_in_executor(None, self.call, digest, pieces)
+            if status is None:
+                self.running = None
+                await self.send([channel.FAILED, run, [[task, attempt, "user_error", "the program ended", encoded]]])
+                continue
             sizes = [memoryview(part).nbytes for part in encoded]
             frame = ([channel.RESULT, run, [[task, attempt, status, 0, 0, 0, sizes]]], *encoded)
             self.kept[run, task] = frame
@@ -175,6 +180,8 @@ class SmallNode:
             encoded = encode(self.functions[digest](*args, **kwargs))
         except NotTransportable as error:
             return channel.STATUS_NOT_TRANSPORTABLE, [str(error).encode()]
+        except ProgramFailed as error:
+            return None, error.exit_code
         except Exception as error:  # noqa: BLE001 - whatever the function raises is its result
             encoded = encode_exception(error, traceback.format_exc())
             return channel.STATUS_EXCEPTION, [encoded.header, *encoded.buffers]
