@@ -22,6 +22,7 @@ from api.routes import (
     agent,
     audit,
     blobs,
+    endpoints,
     enrol,
     health,
     inventory,
@@ -41,6 +42,7 @@ from ledger.chain.settings import ChainSettings
 _log = structlog.get_logger(__name__)
 _ROUTES = (
     health,
+    endpoints,
     account,
     offers,
     runs,

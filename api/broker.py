@@ -40,6 +40,7 @@ from fabric.wire.retry import delay_s
 MAX_UNOPENED = 4
 """Leases of one customer that may wait for their OPEN at the same time: so long nobody pays for them."""
 
+_OWN_LEASES = ("actor", "serve")
 _QUEUE_BATCH = 200
 _ROOM_FOR = 8
 """So many runs that wait too long have room kept for them at the same time."""
@@ -297,7 +298,7 @@ class Broker:
             detached=detached,
             request=_stored(request),
             budget_dc=request.budget_dc,
-            own_lease=detached or request.budget_dc is not None,
+            own_lease=detached or request.budget_dc is not None or request.kind in _OWN_LEASES,
             created_ms=now,
             queued_until_ms=now + request.queue_timeout_ms,
             tasks_total=request.tasks,
@@ -494,7 +495,7 @@ class Broker:
         return granted
 
     def _grant(self, run: RunRow, request: RunRequest, placement: Placement) -> None:
-        if run.detached and run.budget_dc is None:
+        if (run.detached or run.kind == "serve") and run.budget_dc is None:
             available = self._plane.ledger(self._session).balance(run.customer).available
             run.budget_dc = default_budget_dc(placement, available)
         grant(self._plane, self._session, run, placement, request.startup_timeout_ms)

@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlmodel import Session
 
-from api import keys
+from api import keys, router_tokens
 from api.plane import Plane
 from api.tables import ApiKeyRow, CustomerRow
 from fabric.wire.errors import AuthError, PermissionDenied
@@ -57,12 +57,24 @@ def caller_of(plane: Plane, token: str | None) -> Caller:
     """
     if not token:
         raise AuthError("an API key is needed: Authorization: Bearer <key>; `fabric login` gets one")
+    if token.startswith(router_tokens.PREFIX):
+        return _served_caller(plane, token)
     with plane.database.read() as session:
         key = session.get(ApiKeyRow, keys.sha256_hex(token))
         customer = session.get(CustomerRow, key.customer) if key is not None and key.revoked_ms is None else None
     if key is None or customer is None:
         raise AuthError("this API key is not known here, or was revoked; check FABRIC_API_KEY and FABRIC_URL")
     return Caller(customer.id, customer.name, customer.test, key.admin)
+
+
+def _served_caller(plane: Plane, token: str) -> Caller:
+    """The customer for whom the serving router acts."""
+    customer_id = router_tokens.read(router_tokens.load_secret(plane.settings.state_dir), token, plane.now_ms())
+    with plane.database.read() as session:
+        customer = session.get(CustomerRow, customer_id)
+    if customer is None:
+        raise AuthError("the serving router names no customer of this fabric")
+    return Caller(customer.id, customer.name, customer.test, admin=False)
 
 
 def _token(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str | None:

@@ -34,6 +34,11 @@ class Settings(BaseSettings):
         pattern=r"^(https?://[^/]+)?$",
         description="How others reach this very process, where several share one database: relay routes name it.",
     )
+    serving_url: str = Field(
+        default="",
+        pattern=r"^(https?://[^/]+)?$",
+        description="How customers reach the serving router; empty: there is none, and nothing can be served.",
+    )
     allow_simulated: bool = Field(default=False, description="Whether agents may offer simulated GPUs.")
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     finality_s: float = Field(default=600.0, ge=0, description="Seconds after which accepted usage cannot be undone.")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fabric.client.job import count, progress
     from fabric.client.runs import Cost, Run
     from fabric.client.secret import Secret
+    from fabric.client.serving import Service, endpoints, serve
     from fabric.client.verbs import attach, init, map, offers, run, submit  # noqa: A004 - the verb's name is the product's
     from fabric.wire.errors import (
         AuthError,
@@ -55,17 +56,20 @@ __all__ = [
     "Run",
     "RunFailed",
     "Secret",
+    "Service",
     "ServiceError",
     "Timeout",
     "actor",
     "attach",
     "count",
+    "endpoints",
     "function",
     "init",
     "map",
     "offers",
     "progress",
     "run",
+    "serve",
     "submit",
 ]
 
@@ -79,7 +83,10 @@ _HOMES = {
     "actor": "fabric.client.actors",
     "Secret": "fabric.client.secret",
     "attach": "fabric.client.verbs",
+    "Service": "fabric.client.serving",
     "count": "fabric.client.job",
+    "endpoints": "fabric.client.serving",
+    "serve": "fabric.client.serving",
     "function": "fabric.client.functions",
     "init": "fabric.client.verbs",
     "map": "fabric.client.verbs",

@@ -41,6 +41,8 @@ COMMANDS: dict[str, Entry] = {
     "explain": Entry("fabric.client.cli", "Why a run is where it is."),
     "cost": Entry("fabric.client.cli", "What runs cost."),
     "receipt": Entry("fabric.client.cli", "A run's signed receipts."),
+    "serve": Entry("workloads.command", "Serve a model behind an OpenAI-compatible URL.", extra="workloads"),
+    "endpoints": Entry("fabric.client.serving_cli", "What is served; stop one.", group=True),
     "audit": Entry("fabric.client.cli", "Whether every rule of the books holds."),
     "ledger": Entry("ledger.cli", "What GPUs earned; epochs.", group=True),
     "chain": Entry("ledger.chain.cli", "The contracts: deploy them, look, settle epochs.", group=True, extra="chain"),

@@ -29,7 +29,7 @@ from fabric.wire.actor import Actor, is_public, methods_of
 from fabric.wire.errors import InvalidRequest
 
 TAKEN_EVERY = 8
-"""Parts read before the node is told; fewer than it sends ahead."""
+"""Parts read before the node is told, or fewer when there are no more: it may wait for room."""
 MAP_AHEAD = 64
 """Inputs that `map` has under way at least."""
 
@@ -250,7 +250,7 @@ class Stream:
             self._over = True
             raise answer
         self._read += 1
-        if self._read % TAKEN_EVERY == 0:
+        if self._read % TAKEN_EVERY == 0 or self._arrived.empty():
             self._taken(self._read - 1)
         return answer
 

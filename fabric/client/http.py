@@ -35,11 +35,17 @@ class ControlPlane:
         if not url.startswith(("http://", "https://")):
             raise InvalidRequest(f"{url!r} is not the URL of a control plane; it must start with http:// or https://")
         self.url = url.rstrip("/")
+        self.api_key = api_key or ""
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False)
 
     async def close(self) -> None:
         await self._http.aclose()
+
+    def renew(self, api_key: str) -> None:
+        """Go on with another key of the same account."""
+        self.api_key = api_key
+        self._http.headers["Authorization"] = f"Bearer {api_key}"
 
     async def create_run(self, request: Mapping[str, Any], idempotency_key: str) -> dict[str, Any]:
         headers = {"Idempotency-Key": idempotency_key}
@@ -110,6 +116,12 @@ class ControlPlane:
 
     async def account(self) -> dict[str, Any]:
         return await self._json("GET", "/v1/account")
+
+    async def put(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._json("PUT", path, json=dict(body))
+
+    async def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return await self._json("POST", path, json=dict(body or {}))
 
     async def get(self, path: str, **params: Any) -> dict[str, Any]:
         """Any other resource that is only read."""

@@ -47,7 +47,7 @@ class Office:
     def request(self, run: str, kind: str, members: dict[str, Any]) -> dict[str, Any]:
         """A RunRequest of this session and this Python."""
         self.used = True
-        return {"id": run, "kind": kind, "session": self.session, **_here(), **members}
+        return {"id": run, "kind": kind, "session": self.session, **here(), **members}
 
     async def create_run(self, request: dict[str, Any], idempotency_key: str, *, measures: bool) -> dict[str, Any]:
         """Post a run; where it matters how far gateways are from here, the few best are measured first."""
@@ -111,5 +111,5 @@ def route_of(route: dict[str, Any]) -> Route:
 
 
 @cache
-def _here() -> dict[str, str]:
+def here() -> dict[str, str]:
     return {"python": ".".join(platform.python_version_tuple()[:2]), "cloudpickle": version("cloudpickle")}

@@ -440,4 +440,5 @@ _ALLOWED = {
     "submit": frozenset(_COMMON | _OF_ONE) | {"kwargs"},
     "map": frozenset(_COMMON | _ATTACHED | _OF_MAP) | {"kwargs"},
     "actor": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key", "workdir", "secrets"},
+    "serve": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key", "returns", "workdir", "secrets"},
 }

@@ -85,6 +85,11 @@ class Tasks:
     def over(self) -> bool:
         return self._sealed and not self.open
 
+    def next_index(self, now: float) -> int | None:
+        """Of the task that would be taken next, if one could be."""
+        self._wake(now)
+        return self._waiting[0].index if self._waiting else None
+
     def take(self, lease: str, count: int, max_bytes: int, now: float) -> list[Task]:
         """Up to `count` tasks to send on this lease, together at most `max_bytes` (a larger one goes alone)."""
         self._wake(now)

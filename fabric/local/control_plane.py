@@ -24,6 +24,11 @@ class ControlPlaneProbe:
         answer = self._ask("GET", "/v1/offers")
         return bool(answer and answer.get("offers"))
 
+    def serves(self) -> bool:
+        """Whether an endpoint is to be served, with or without its maker's process."""
+        answer = self._ask("GET", "/v1/endpoints")
+        return bool(answer and answer.get("endpoints"))
+
     def end_session(self, session: str) -> None:
         """Release what a process that is gone still holds; its silence does it too, later."""
         self._ask("POST", f"/v1/sessions/{session}/end")

@@ -133,7 +133,9 @@ def _spawn_guard(home: Home, start: str) -> "subprocess.Popen[bytes]":
     return process
 
 
-_OWN_KEYS = frozenset({"FABRIC_EMBEDDED_LINGER_S", "FABRIC_SIMULATED_GPUS", "FABRIC_ISOLATION", "FABRIC_PORT"})
+_OWN_KEYS = frozenset(
+    {"FABRIC_SERVING_IDLE_S", "FABRIC_EMBEDDED_LINGER_S", "FABRIC_SIMULATED_GPUS", "FABRIC_ISOLATION", "FABRIC_PORT"}
+)
 _PASSED_ON = _OWN_KEYS | CONTROL_KEYS
 _GUARDS: "list[subprocess.Popen[bytes]]" = []
 """Kept so that this process reaps a guard that ends before it."""

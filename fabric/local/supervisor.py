@@ -93,7 +93,9 @@ class _Supervisor:
         simulated = simulated_gpus(settings.simulated_gpus)
         gcs, *others = free_ports(1 + RAY_PORTS, ADDRESS)
         self._head = RayHead(gcs, tuple(others), folder, home.ray_token_file, _count(simulated))
-        self._control = self._part("control", ["-m", "api"], _control_environ(home, port))
+        serving = free_ports(1)[0]
+        self._control = self._part("control", ["-m", "api"], _control_environ(home, port, serving))
+        self._serving = self._part("serving", ["-m", "api.serving"], _serving_environ(home, self._url, serving))
         self._ray = Part(
             "ray", self._head.command(), self._environ(self._head.environ()), home.root, home.logs / "ray.log"
         )
@@ -125,6 +127,7 @@ class _Supervisor:
     def _bring_up(self) -> None:
         until = time.monotonic() + READY_S
         self._control.start()
+        self._serving.start()
         self._ray.start()
         while not self._stopping:
             self._wait()
@@ -206,7 +209,10 @@ class _Supervisor:
         if living or self._home.service_file.exists():
             self._needed_at = now
         elif now - self._needed_at >= self._settings.linger_s:
-            self._stopping = True
+            if self._probe.serves():
+                self._needed_at = now
+            else:
+                self._stopping = True
 
     def _home_is_ours(self) -> bool:
         """Whether the state folder is still the one it started in: removed or replaced, nobody could find it again."""
@@ -220,15 +226,15 @@ class _Supervisor:
         self._stopping = True
         self._state = "stopping"
         self._write_status()
-        for part in (self._agent, self._ray, self._control):
+        for part in (self._serving, self._agent, self._ray, self._control):
             part.signal(signal.SIGTERM)
             until = time.monotonic() + GRACE_S
             while part.process is not None and time.monotonic() < until:
                 self._wait()
 
     @property
-    def _parts(self) -> tuple[Part, Part, Part]:
-        return self._control, self._ray, self._agent
+    def _parts(self) -> tuple[Part, ...]:
+        return self._control, self._ray, self._agent, self._serving
 
     def _part(self, name: str, arguments: list[str], environ: Mapping[str, str]) -> Part:
         command = [sys.executable, "-P", *arguments]
@@ -264,12 +270,18 @@ def _control_port(wanted: int) -> int:
     return wanted or free_ports(1)[0]
 
 
-def _control_environ(home: Home, port: int) -> dict[str, str]:
+def _serving_environ(home: Home, url: str, port: int) -> dict[str, str]:
+    passed = {k: v for k, v in os.environ.items() if k == "FABRIC_SERVING_IDLE_S"}
+    return passed | {"FABRIC_URL": url, "FABRIC_PORT": str(port), "FABRIC_STATE_DIR": str(home.control)}
+
+
+def _control_environ(home: Home, port: int, serving: int) -> dict[str, str]:
     passed = {k: v for k, v in os.environ.items() if k in CONTROL_KEYS}
     return passed | {
         "FABRIC_HOST": "127.0.0.1",
         "FABRIC_PORT": str(port),
         "FABRIC_STATE_DIR": str(home.control),
+        "FABRIC_SERVING_URL": f"http://127.0.0.1:{serving}",
         "FABRIC_BOOTSTRAP": str(home.bootstrap_file),
         "FABRIC_ALLOW_SIMULATED": "1",
     }

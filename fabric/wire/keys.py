@@ -24,6 +24,8 @@ KNOWN_KEYS = frozenset(
         "FABRIC_PORT",
         "FABRIC_PUBLIC_URL",
         "FABRIC_STATE_DIR",
+        "FABRIC_SERVING_URL",
+        "FABRIC_SERVING_IDLE_S",
         "FABRIC_BOOTSTRAP",
         "FABRIC_ALLOW_SIMULATED",
         "FABRIC_FINALITY_S",
