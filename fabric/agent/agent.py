@@ -291,7 +291,12 @@ class Agent:
             )
             return
         self._directory.add(grant.lease, grant.generation, grant.node)
-        client.open_lease(grant)
+        client.open_lease(grant, self._gang_addresses(grant))
+
+    def _gang_addresses(self, grant: link.Grant) -> list[str]:
+        """Where the node of each rank takes the gang's connections; empty for one that is lost."""
+        nodes = grant.gang.nodes if grant.gang is not None else []
+        return [client.gang_address if (client := self._nodes.get(name)) is not None else "" for name in nodes]
 
     def _release(self, release: link.Release) -> None:
         entry = self._directory.find(release.lease, release.generation)

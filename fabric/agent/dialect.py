@@ -2,6 +2,7 @@
 
 Agent → node, the first frame of each connection:
     control    [CONTROL, token]                                 one agent; a later one takes over
+    gang       [GANG, token, group, rank, rank here]           from another node: then packets between those two ranks
     channel    [CHANNEL, token, lease, generation]              then the frames of the data channel, both ways
 
 Agent → node on the control connection:
@@ -12,7 +13,7 @@ Agent → node on the control connection:
     covered    [COVERED, offset]                                older segments may go
 
 Node → agent on the control connection:
-    node       [NODE, {info, journal, start, end, leases: [[lease, generation, session, run], …]}]
+    node       [NODE, {info, journal, start, end, leases: [[lease, generation, session, run], …], gang: address or ""}]
     opened     [OPENED, lease, generation]
     ended      [ENDED, lease, generation, reason, detail]
     meter      [METER, offset, [record, …]]                     from that offset of the journal on
@@ -26,6 +27,7 @@ and FN and CALL. Child → node: READY, RESULT, PROGRESS, and FAILED for a task 
 
 CONTROL = "control"
 CHANNEL = "channel"
+GANG = "gang"
 
 OPEN = "open"
 CLOSE = "close"

@@ -19,6 +19,7 @@ import structlog
 from fabric.agent.envs import EnvError
 from fabric.agent.events import Closed, Finished, LeaseEvent, Opened, Passed, Prepared, Returned, Ticked
 from fabric.agent.exits import Exit
+from fabric.agent.mesh import Mesh
 from fabric.agent.meter import LeaseMeter
 from fabric.agent.oom import OomWatch
 from fabric.agent.output import Line
@@ -139,6 +140,11 @@ class Lease:
         return self.meter is not None and self._closing is None
 
     @property
+    def mesh(self) -> Mesh | None:
+        """Its gang's network here, if it has one."""
+        return self._around.mesh
+
+    @property
     def ended(self) -> tuple[str, str] | None:
         """Why it was closed: reason, words."""
         return self._closing
@@ -153,6 +159,7 @@ class Lease:
         self._environment = environment
         async with asyncio.timeout(self.spec.startup_timeout_ms / 1000):
             await self._around.connect()
+            self._environment = environment | self._around.environment
             if not self._around.installs:
                 await self._take_worker()
         self._energy_open = tuple(self._sensor.energy_mj(uuid) for uuid, _ in self.spec.gpus)
@@ -250,6 +257,7 @@ class Lease:
         """The child is gone: its running task failed, the ones behind it go to a fresh child."""
         assert self._worker is not None
         number = self._worker.page.running
+        self._around.detach()
         self._worker = None
         self._worker_functions = set()
         reason, message, code = self._cause(ended)
@@ -568,6 +576,7 @@ class Lease:
     async def _take_worker(self) -> None:
         worker = await self._pool.take(self._around.needs(self.spec.devices))
         worker.assign(self, self._environment, site=self._around.site, network=self._around.way)
+        self._around.attach(worker.wire_fd)
         self._worker = worker
         self._oom = OomWatch()
         self.node_info = worker.python | self.node_info

@@ -24,12 +24,14 @@ from fabric.agent.feed import Feed
 from fabric.agent.hall import Hall
 from fabric.agent.journal import Journal, JournalGone
 from fabric.agent.lease import Lease, LeaseSpec
+from fabric.agent.mesh import GangLine
 from fabric.agent.meter import LeaseMeter, MeterError
 from fabric.agent.pool import Needs, Pool
 from fabric.agent.sandbox import Bubblewrap, ChildSpec, Isolation, Plain, SandboxError
 from fabric.agent.sandbox.interpreter import needs
+from fabric.agent.sandbox.tun import DEVICE
 from fabric.agent.stream import FrameStream
-from fabric.agent.surroundings import Means, Surroundings, Wish
+from fabric.agent.surroundings import Means, Seat, Surroundings, Wish
 from fabric.agent.worker import Worker
 from fabric.wire import channel
 from fabric.wire.clock import Clock
@@ -94,6 +96,8 @@ class Node:
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._control: FrameStream | None = None
         self._feed: Feed | None = None
+        self._gang_address = ""
+        self._gang_server: asyncio.Server | None = None
         self._over: dict[tuple[str, int], tuple[str, str]] = {}
         self._heard = asyncio.get_running_loop().time()
         self._background: set[asyncio.Task[Any]] = set()
@@ -112,6 +116,7 @@ class Node:
         self._recover()
         self._journal.append(events.encode(Began(_boot_id())))
         self._server, address = await self._listen()
+        await self._listen_for_gangs(address)
         self._hall = Hall(self._config.listen, self._config.token, self.serve)
         self._pool.fill()
         self._ticker = self._spawn(self._tick_forever())
@@ -122,6 +127,8 @@ class Node:
         """End every lease, bill it, and stop."""
         self._ticker.cancel()
         self._server.close()
+        if self._gang_server is not None:
+            self._gang_server.close()
         self._hall.close()
         await asyncio.gather(*(lease.close(reason, "the operator stopped the node") for lease in self._all_leases()))
         await self._means.envs.stop()
@@ -188,6 +195,7 @@ class Node:
                     "start": self._journal.start,
                     "end": self._journal.end,
                     "leases": leases,
+                    "gang": self._gang_address,
                 },
             ]
         )
@@ -207,6 +215,20 @@ class Node:
             return None
         found.attach(stream)
         return found
+
+    def take_gang(self, stream: FrameStream, token: str, group: str, other: int, rank: int) -> GangLine | None:
+        """A connection of another node's rank of a gang; None when no lease here is its peer, yet or any more.
+
+        Raises:
+            FrameError: it does not know the token.
+        """
+        self._check(token)
+        for lease in self._leases.values():
+            mesh = lease.mesh
+            if mesh is not None and (mesh.group, mesh.rank) == (group, rank) and mesh.accept(other, stream):
+                return GangLine(mesh, other)
+        stream.close()
+        return None
 
     def on_control(self, header: list[Any]) -> None:
         """One frame of the agent."""
@@ -344,7 +366,14 @@ class Node:
     async def _launch(self, wanted: Needs) -> Worker:
         binds, env = needs()
         argv = (sys.executable, "-P", "-m", "fabric.agent.child", *self._config.warm_modules)
-        spec = ChildSpec(argv=argv, binds=(*binds, *wanted.binds), env=env, devices=wanted.devices)
+        spec = ChildSpec(
+            argv=argv,
+            binds=(*binds, *wanted.binds),
+            env=env,
+            devices=wanted.devices,
+            names=wanted.names,
+            address=wanted.address,
+        )
         worker = Worker(await asyncio.to_thread(self._isolation.launch, spec))
         self._workers.add(worker)
         await worker.start()
@@ -397,6 +426,8 @@ class Node:
     def _capabilities(self) -> list[str]:
         """What runs may ask for here beside GPUs."""
         networks = (GANG, OPEN, HOSTS) if self._isolation.name == NONE else self._config.networks
+        if self._isolation.name != NONE and not os.access(DEVICE, os.R_OK | os.W_OK):
+            networks = tuple(network for network in networks if network != GANG)
         return [*(f"network:{network}" for network in networks), *(["env"] if self._means.envs.possible else [])]
 
     def _make_means(self) -> Means:
@@ -407,6 +438,7 @@ class Node:
             envs=Envs(config.state_dir / "envs", self._isolation, config.envs, sockets),
             sockets=sockets,
             private=config.private_networks,
+            token=config.token,
             boxed=self._isolation.name != NONE,
         )
 
@@ -429,6 +461,17 @@ class Node:
         server = await loop.create_server(self.serve, where, 0, family=socket.AF_INET)
         return server, f"tcp:{where}:{server.sockets[0].getsockname()[1]}"
 
+    async def _listen_for_gangs(self, address: str) -> None:
+        """Where other nodes reach this one: where the agent does, unless that is a socket of this machine only."""
+        if "network:gang" not in self._info.capabilities or self._isolation.name == NONE:
+            return
+        self._gang_address = address
+        if address.startswith("unix:"):
+            loop = asyncio.get_running_loop()
+            self._gang_server = await loop.create_server(self.serve, self._config.address, 0, family=socket.AF_INET)
+            port = self._gang_server.sockets[0].getsockname()[1]
+            self._gang_address = f"tcp:{self._config.address}:{port}"
+
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(coroutine)
         self._background.add(task)
@@ -447,6 +490,7 @@ class _Connection:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._lease: Lease | None = None
+        self._line: GangLine | None = None
         self._control = False
         self.stream = FrameStream(self._on_frame, self._on_closed)
 
@@ -461,6 +505,9 @@ class _Connection:
         if self._lease is not None:
             self._lease.handle(header, body)
             return
+        if self._line is not None:
+            self._line.handle(header, body)
+            return
         if self._control:
             self._node.on_control(header)
             return
@@ -468,6 +515,8 @@ class _Connection:
             case [dialect.CONTROL, str() as token]:
                 self._node.take_control(self.stream, token)
                 self._control = True
+            case [dialect.GANG, str() as token, str() as group, int() as other, int() as rank]:
+                self._line = self._node.take_gang(self.stream, token, group, other, rank)
             case [dialect.CHANNEL, str() as token, str() as lease, int() as generation]:
                 self._lease = self._node.take_channel(self.stream, token, lease, generation)
             case _:
@@ -538,7 +587,9 @@ def _make_private(folder: Path) -> None:
 def _wish(wish: dict[str, Any]) -> Wish:
     """Environment and network, out of what the agent wishes."""
     env, network, hosts = wish.pop("env", None), wish.pop("network", NONE), wish.pop("hosts", ())
-    return Wish(env=EnvSpec(**env) if env else None, network=network, hosts=tuple(hosts))
+    gang = wish.pop("gang", None)
+    seat = Seat(str(gang["group"]), int(gang["rank"]), tuple(map(str, gang["peers"]))) if gang else None
+    return Wish(env=EnvSpec(**env) if env else None, network=network, hosts=tuple(hosts), gang=seat)
 
 
 def _isolation(name: str) -> Isolation:

@@ -9,6 +9,7 @@ from fabric.agent import dialect
 from fabric.agent.stream import FrameStream, connect
 from fabric.wire.frames import Buffer
 from fabric.wire.link import Grant, NodeInfo
+from fabric.wire.surroundings import GANG
 
 _log = structlog.get_logger(__name__)
 
@@ -37,6 +38,7 @@ class NodeClient:
         self.address = address
         self.token = token
         self.info: NodeInfo | None = None
+        self.gang_address = ""
         self.lost_at: float | None = asyncio.get_running_loop().time()
         self._listener = listener
         self._stream: FrameStream | None = None
@@ -52,11 +54,14 @@ class NodeClient:
         """Until it is connected, or given up: then `connected` is false."""
         await self._up.wait()
 
-    def open_lease(self, grant: Grant) -> None:
+    def open_lease(self, grant: Grant, peers: list[str]) -> None:
+        """`peers` are where the nodes of a gang's ranks take its connections; none without a gang."""
         wish = grant.model_dump(
             include={"lease", "generation", "session", "run", "cpu_milli", "memory_bytes", "startup_timeout_ms"}
         )
         wish |= grant.model_dump(include={"env", "network", "hosts"})
+        if grant.gang is not None and grant.network == GANG:
+            wish["gang"] = {"group": grant.gang.group, "rank": grant.gang.rank, "peers": peers}
         wish["gpus"] = [[share.uuid, share.share_milli] for share in grant.gpus]
         self._send([dialect.OPEN, wish])
 
@@ -118,6 +123,7 @@ class NodeClient:
     def _on_hello(self, hello: dict[str, Any]) -> None:
         known, self.info = self.info, NodeInfo.model_validate(hello["info"])
         self.lost_at = None
+        self.gang_address = str(hello.get("gang", ""))
         offset = self._listener.on_node(self, hello["journal"], hello["start"], hello["leases"])
         self._send([dialect.METER, offset])
         self._up.set()

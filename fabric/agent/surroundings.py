@@ -9,10 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fabric.agent.envs import Env, Envs
+from fabric.agent.mesh import Mesh, address_of
 from fabric.agent.pool import Needs
 from fabric.agent.sandbox import Bind
 from fabric.agent.sandbox.proxy import Allowed, Proxy
 from fabric.wire.surroundings import HOSTS, NONE, OPEN, EnvSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A place in a gang: its name, the own rank, and where the nodes of all ranks take the gang's connections."""
+
+    group: str
+    rank: int
+    peers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +32,7 @@ class Wish:
     env: EnvSpec | None = None
     network: str = NONE
     hosts: tuple[str, ...] = ()
+    gang: Seat | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +43,14 @@ class Means:
         envs: its installed environments.
         sockets: a folder of its own, for sockets.
         private: networks that are not public and that a listed host may lie in.
+        token: what nodes of this cluster know.
         boxed: whether children are isolated at all.
     """
 
     envs: Envs
     sockets: Path
     private: tuple[str, ...] = ()
+    token: str = ""
     boxed: bool = True
 
 
@@ -49,6 +62,12 @@ class Surroundings:
         self._means = means
         self._env: Env | None = None
         self._proxy: Proxy | None = None
+        self.mesh: Mesh | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of the lease's children."""
+        return self.mesh.environment if self.mesh is not None else {}
 
     @property
     def installs(self) -> bool:
@@ -70,6 +89,9 @@ class Surroundings:
         Raises:
             OSError: it cannot be opened.
         """
+        seat = self._wish.gang
+        if seat is not None and self._means.boxed:
+            self.mesh = Mesh(seat.group, seat.rank, seat.peers, self._means.token)
         if self._wish.network not in (OPEN, HOSTS) or not self._means.boxed:
             return
         allowed = Allowed(self._wish.network, self._wish.hosts, self._means.private)
@@ -90,12 +112,29 @@ class Surroundings:
         """What the lease's children must be started with."""
         seen = [Path(path) for path in (self.site, self.way) if path]
         found = Needs(devices=tuple(devices))
-        return replace(found, binds=tuple(map(Bind, seen))) if self._means.boxed else found
+        if not self._means.boxed:
+            return found
+        if self.mesh is not None:
+            found = replace(found, names=self.mesh.names, address=address_of(self.mesh.rank))
+        return replace(found, binds=tuple(map(Bind, seen)))
+
+    def attach(self, wire: int | None) -> None:
+        """A child has started with this end of its wire."""
+        if self.mesh is not None and wire is not None:
+            self.mesh.attach(wire)
+
+    def detach(self) -> None:
+        """The child has ended."""
+        if self.mesh is not None:
+            self.mesh.detach()
 
     async def close(self) -> None:
         """Let go of all; again changes nothing."""
         proxy, self._proxy = self._proxy, None
         env, self._env = self._env, None
+        mesh, self.mesh = self.mesh, None
+        if mesh is not None:
+            await mesh.close()
         if proxy is not None:
             await proxy.stop()
         if env is not None:

@@ -40,6 +40,7 @@ class Worker:
 
     def __init__(self, child: Child) -> None:
         self.pid = child.pid
+        self.wire_fd = child.wire_fd
         self.python: dict[str, Any] = {}
         self._child = child
         self._owner: Owner | None = None

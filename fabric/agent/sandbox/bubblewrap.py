@@ -19,6 +19,7 @@ from fabric.agent.sandbox import seccomp
 from fabric.agent.sandbox.child import Child
 from fabric.agent.sandbox.launcher import Ends, Launcher, ends
 from fabric.agent.sandbox.spec import ChildSpec, SandboxError, environment
+from fabric.agent.sandbox.tun import open_wire
 from fabric.agent.sandbox.uids import fresh_uids
 
 _UID_INSIDE = 65534
@@ -56,7 +57,7 @@ class Bubblewrap:
             process = made.start(self._command(spec, made, setup, uid), env={}, inherit=setup.fds)
             setup.close_childs_ends()
             try:
-                pid, pidfd = _let_in(spec, setup)
+                pid, pidfd, wire_fd = _let_in(spec, setup)
             except (SandboxError, OSError) as error:
                 process.kill()
                 process.wait()
@@ -67,13 +68,14 @@ class Bubblewrap:
                 socket=made.ours,
                 stdout_fd=made.stdout_fd,
                 stderr_fd=made.stderr_fd,
+                wire_fd=wire_fd,
                 process=process,
                 launcher=self._launcher,
             )
 
     def _command(self, spec: ChildSpec, made: Ends, setup: "_Setup", uid: int | None) -> list[str]:
         system = [*_namespaces(as_root=uid is not None), *_files(spec), *_environment(spec)]
-        system += setup.arguments(self._filter, _UID_INSIDE if uid is None else uid)
+        system += setup.arguments(self._filter, _UID_INSIDE if uid is None else uid, spec.names)
         become = [] if uid is None else self._become(uid)
         return [self._bwrap, *system, "--", *become, *spec.argv, str(made.theirs.fileno())]
 
@@ -98,10 +100,11 @@ class _Setup:
         self._gate.close()
         os.close(self._info_fd)
 
-    def arguments(self, filter_program: bytes, uid: int) -> list[str]:
+    def arguments(self, filter_program: bytes, uid: int, names: tuple[tuple[str, str], ...]) -> list[str]:
         """The arguments that name the descriptors; makes those that carry contents."""
         account = f"root:x:0:0::/:/bin/false\nfabric:x:{uid}:{uid}::/tmp:/bin/sh\n"
-        files = {**_FILES, "/etc/passwd": account, "/etc/group": f"root:x:0:\nfabric:x:{uid}:\n"}
+        hosts = _FILES["/etc/hosts"] + "".join(f"{address} {name}\n" for address, name in names)
+        files = {**_FILES, "/etc/hosts": hosts, "/etc/passwd": account, "/etc/group": f"root:x:0:\nfabric:x:{uid}:\n"}
         arguments = ["--info-fd", str(self._info_write_fd), "--block-fd", str(self._gate_inside.fileno())]
         for path, text in files.items():
             arguments += ["--perms", "0644", "--ro-bind-data", self._memory(text.encode()), path]
@@ -145,17 +148,21 @@ class _Setup:
         return str(fd)
 
 
-def _let_in(spec: ChildSpec, setup: _Setup) -> tuple[int, int]:
-    """Limit the sandbox's first process and let it go on to the program: (pid, pidfd)."""
+def _let_in(spec: ChildSpec, setup: _Setup) -> tuple[int, int, int | None]:
+    """Limit the sandbox's first process and let it go on to the program: (pid, pidfd, wire)."""
     pid = setup.first_pid()
-    pidfd = os.pidfd_open(pid)
+    pidfd, wire_fd = os.pidfd_open(pid), None
     try:
         _limit(pid, spec)
+        if spec.address:
+            wire_fd = open_wire(pid, spec.address)
         setup.open_gate()
     except BaseException:
         os.close(pidfd)
+        if wire_fd is not None:
+            os.close(wire_fd)
         raise
-    return pid, pidfd
+    return pid, pidfd, wire_fd
 
 
 def _namespaces(*, as_root: bool) -> list[str]:

@@ -28,6 +28,8 @@ class Child:
     socket: socket
     stdout_fd: int
     stderr_fd: int
+    wire_fd: int | None = None
+    """The outer end of its interface `fab0`, if it has one."""
     process: subprocess.Popen[bytes] = field(repr=False)
     launcher: object = field(repr=False)
     """Held, because the end of its thread would end the child."""
@@ -53,7 +55,8 @@ class Child:
         """Ends the child, waits for it, and closes the node's ends. Once."""
         self.kill()
         self.socket.close()
-        for fd in (self.stdout_fd, self.stderr_fd, self.pidfd):
+        wire = () if self.wire_fd is None else (self.wire_fd,)
+        for fd in (self.stdout_fd, self.stderr_fd, self.pidfd, *wire):
             os.close(fd)
         self.exit_code()
 

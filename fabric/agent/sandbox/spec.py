@@ -54,6 +54,8 @@ class ChildSpec:
         env: added to the few variables that every child has. Secrets do not belong here but into the socket.
         devices: device nodes of the lease, for example ``/dev/nvidia0``, ``/dev/nvidiactl``, ``/dev/nvidia-uvm``.
         gpu_uuids: become CUDA_VISIBLE_DEVICES, in this order; none hides every GPU.
+        names: further lines of its /etc/hosts, (address, name).
+        address: IPv4 address of its interface `fab0`, whose other end is `Child.wire_fd`; "" for no such interface.
         uid: the child's user when the node's process is root, else ignored; left out, each child gets one of its own.
         limits: see `Limits`.
     """
@@ -63,6 +65,8 @@ class ChildSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[Path, ...] = ()
     gpu_uuids: tuple[str, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
+    address: str = ""
     uid: int | None = None
     limits: Limits = Limits()
 
