@@ -18,11 +18,14 @@ from fabric.client.options import RunOptions
 from fabric.client.pace import FRAME_BYTES
 from fabric.client.pack import Packed
 from fabric.placement.routing import Replica, choose
+from fabric.wire import channel
 from fabric.wire.errors import NoCapacity, ServiceError
 from fabric.wire.reasons import Reason
 
 TOKENS_PER_S = 2000.0
 """How fast a replica reads prompts, before anything was measured."""
+RECONNECT_S = 2.0
+"""After this long without a connection a replica is given up and its requests go to others."""
 WEIGHT = 0.2
 """Of the newest measurement in a running mean."""
 
@@ -148,6 +151,17 @@ class Replicas(Crew):
 
     def _wanted_now(self) -> int:
         return self.wanted
+
+    def _join(self, held: HeldLease) -> None:
+        held.channel.reconnect_s = RECONNECT_S
+        super()._join(held)
+
+    def _settle(self, lease: str, index: int, attempt: int, status: int) -> bool:
+        """What the object itself raises is its answer, whatever the retry rule says of processes that end."""
+        task = self._tasks.out.get(lease, {}).get(index)
+        if task is not None and status != channel.STATUS_VALUE:
+            task.once = True
+        return super()._settle(lease, index, attempt, status)
 
     def _ask_for_more(self) -> None:
         missing = self.wanted - (len(self._leases) - self._draining()) - self._opening

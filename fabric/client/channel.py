@@ -62,6 +62,7 @@ class Channel:
         self.lease = lease
         self.listener = listener
         self.node = ""
+        self.reconnect_s = RECONNECT_S
         self._find_route = find_route
         self._stream: Stream | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -195,7 +196,7 @@ class Channel:
             self._start(self._reconnect())
 
     async def _reconnect(self) -> None:
-        until = time.monotonic() + RECONNECT_S
+        until = time.monotonic() + self.reconnect_s
         delay = 0.02
         while time.monotonic() < until:
             try:
@@ -217,7 +218,7 @@ class Channel:
                 return
             await asyncio.sleep(delay)
             delay = min(1.0, delay * 2)
-        self._give_up(Reason.OPERATOR_LOST, f"no connection to the node for {RECONNECT_S:.0f} s")
+        self._give_up(Reason.OPERATOR_LOST, f"no connection to the node for {self.reconnect_s:.0f} s")
 
     def _give_up(self, reason: Reason, message: str) -> None:
         self._over = True

@@ -18,9 +18,12 @@ from fabric.wire.actor import Actor, methods_of
 from fabric.wire.amounts import dc_to_usd
 from fabric.wire.errors import InvalidRequest
 from fabric.wire.ids import new_id
+from fabric.wire.retry import Retry
 
 DEFAULT_REPLICAS = (0, 1)
 DEFAULT_AT_ONCE = 32
+RETRY = Retry(on=("interruption", "error"), max=3)
+"""A request whose replica ended goes to another one, unless part of its answer was sent; an exception is an answer."""
 
 
 def serve(
@@ -39,7 +42,7 @@ def serve(
     Raises:
         InvalidRequest: before anything is sent.
     """
-    options = read_options("serve", {**keywords, "max_concurrency": max_concurrency})
+    options = read_options("serve", {"retry": RETRY, **keywords, "max_concurrency": max_concurrency})
     least, most = _replicas(replicas)
     made = Actor(obj) if isinstance(obj, type) else Actor(obj, whole=True)
     cls = obj if isinstance(obj, type) else type(obj)
