@@ -34,6 +34,7 @@ from api.routes import (
     sessions,
 )
 from api.routes import chain as chain_route
+from api.routes import pools as pools_route
 from api.settings import Settings
 from api.signals import CAPACITY
 from fabric.wire.clock import Clock
@@ -56,6 +57,7 @@ _ROUTES = (
     audit,
     agent,
     relay,
+    pools_route,
 )
 _DESCRIPTION = """
 The control plane of Berkeley Compute: it knows every GPU, places runs, meters them by signed receipts and keeps the

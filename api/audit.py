@@ -11,6 +11,7 @@ from sqlmodel import Session, col
 
 from api.acceptance import MINIMUM_MS
 from api.plane import Plane
+from api.pool_audit import pool_checks
 from api.tables import (
     AttemptRow,
     GpuRow,
@@ -35,7 +36,8 @@ _ACTIVE = [state.value for state in ACTIVE_LEASE_STATES]
 
 def run(plane: Plane, session: Session) -> tuple[CheckResult, ...]:
     """All checks: the ledger's, those of what the chain said, ours. Writes nothing; takes minutes on large ones."""
-    return run_audit(session, (*LEDGER_CHECKS, *CHAIN_CHECKS, *API_CHECKS), now_ms=plane.now_ms()).results
+    checks = (*LEDGER_CHECKS, *CHAIN_CHECKS, *API_CHECKS, *pool_checks(plane))
+    return run_audit(session, checks, now_ms=plane.now_ms()).results
 
 
 def receipts_are_a_chain(session: Session) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ from fabric.wire.errors import (
 )
 from fabric.wire.machines import IllegalTransition
 from ledger.chain.errors import ChainError
-from ledger.errors import BudgetExceeded, LedgerError
+from ledger.errors import BudgetExceeded, LedgerError, PoolTermsRefused
 from ledger.errors import EpochNotOver as LedgerEpochNotOver
 from ledger.errors import EpochOutOfOrder as LedgerEpochOutOfOrder
 from ledger.errors import InsufficientFunds as LedgerInsufficientFunds
@@ -181,6 +181,7 @@ _TRANSLATIONS: dict[type[Exception], Callable[[Any], Error]] = {
     BudgetExceeded: _of_budget,
     LedgerEpochNotOver: lambda error: Conflict(str(error)),
     LedgerEpochOutOfOrder: lambda error: Conflict(str(error)),
+    PoolTermsRefused: lambda error: InvalidRequest(str(error)),
     ChainError: lambda error: ServiceError(str(error), retryable=True),
     IllegalTransition: lambda error: Conflict(str(error)),
 }

@@ -4,12 +4,14 @@ What they compute is the ledger's; this decides only when, and which epochs are 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from sqlalchemy import func, select
 from sqlmodel import Session
 
-from api import locks
+from api import locks, uptimes
 from api.plane import Plane
+from api.pooled import pooled
 from ledger import queries
 from ledger.closing import EpochTerms
 from ledger.epoch import EpochClock
@@ -26,6 +28,7 @@ def tick(plane: Plane) -> None:
         if locks.hold(plane, session, _LOCK) is None:
             return
         plane.ledger(session).finalise_usage()
+        uptimes.look(plane, session)
         Sealer(session).seal(plane.now_ms())
     if plane.chain is None:
         close_over(plane)
@@ -51,6 +54,8 @@ def close_over(plane: Plane) -> list[int]:
             terms = terms_of(session, number)
             if terms is None:
                 return closed
+            uptimes.look(plane, session)
+            terms = replace(terms, pooled=lambda names: pooled(plane, session, names))
             plane.ledger(session).close_epoch(number, terms)
             closed.append(number)
     return closed

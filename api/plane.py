@@ -26,6 +26,7 @@ from fabric.wire.ids import new_id
 from ledger.chain.errors import ChainError, Disagreement
 from ledger.chain.holders import known_ms
 from ledger.chain.settings import ChainSettings
+from ledger.pools import PoolRules
 from ledger.settings import LedgerSettings
 from ledger.store import Ledger
 
@@ -59,6 +60,11 @@ class Plane:
     def ledger(self, session: Session) -> Ledger:
         """The ledger inside one transaction."""
         return Ledger(session, self.clock, self.ledger_settings, None if self.chain is None else known_ms)
+
+    @property
+    def pool_rules(self) -> PoolRules:
+        """How slowly pools change."""
+        return PoolRules(exit_delay_epochs=self.settings.pool_exit_delay_epochs)
 
     def now_ms(self) -> int:
         return self.clock.now_ms()

@@ -23,7 +23,8 @@ from fabric.wire.reasons import Reason
 from fabric.wire.receipts import Receipt, ReceiptKind, SignedReceipt
 from ledger.book import chunks
 from ledger.booking import Charge
-from ledger.holding import by_holder
+from ledger.epoch import EpochClock
+from ledger.holding import by_pool_and_holder
 from ledger.pricing import reserve_dc_up, top_up
 from ledger.usage import Usage
 
@@ -47,6 +48,7 @@ class Batch:
     def __init__(self, plane: Plane, session: Session, verified: Sequence[Verified]) -> None:
         self._plane, self._session = plane, session
         self._now = plane.now_ms()
+        self._epochs = EpochClock(plane.ledger_settings.genesis_ms, plane.ledger_settings.epoch_ms)
         self._leases = receipt_rows.load(session, plane.fabric_id, [one.receipt for one in verified])
         self._echoes = nonces.echoes(session, {one.receipt.nonce_seq for one in verified})
         tasks = {(line.run, line.task) for one in verified for line in one.signed.tasks}
@@ -168,7 +170,13 @@ class Batch:
                 energy_mj=max(0, line.energy_mj - meter.line.energy_mj),
                 simulated=meter.simulated,
             )
-            lease.usages += by_holder(usage, billed - meter.billed_ms, lease.nfts.get(meter.gpu_id, ()))
+            lease.usages += by_pool_and_holder(
+                usage,
+                billed - meter.billed_ms,
+                lease.stays.get(meter.gpu_id, ()),
+                self._epochs,
+                lease.nfts.get(meter.gpu_id, ()),
+            )
             meter.line, meter.billed_ms, meter.window_ms = line, billed, max(window, meter.window_ms)
 
     def _parts(self, lease: OpenLease) -> Iterator[dict[str, Any]]:

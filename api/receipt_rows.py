@@ -20,6 +20,8 @@ from fabric.wire.receipts import GpuLine, Receipt, RunLine
 from ledger.book import chunks, insert_or_skip
 from ledger.chain.holders import holders_of
 from ledger.holding import Holders
+from ledger.poolbook import stays_of
+from ledger.pools import Membership
 from ledger.pricing import PricedShare
 from ledger.tables import table_of
 from ledger.usage import Usage
@@ -50,7 +52,8 @@ class Meter:
 class OpenLease:
     """A lease while its receipts are taken: what its rows say, and what this batch adds.
 
-    `meters` are by the GPU's UUID, `nfts` the NFTs' holders by its public id, `holder` who earns without an NFT.
+    `meters` are by the GPU's UUID; by its public id `nfts` are the NFTs' holders and `stays` its stays in pools;
+    `holder` is who earns without an NFT.
     """
 
     id: str
@@ -71,6 +74,7 @@ class OpenLease:
     meters: dict[str, Meter]
     holder: str
     nfts: Mapping[str, Holders]
+    stays: Mapping[str, Sequence[Membership]] = field(default_factory=dict)
     seen: dict[int, bytes] = field(default_factory=dict)
     advanced: bool = False
     runs: dict[str, RunLine] = field(default_factory=dict)
@@ -91,7 +95,8 @@ def load(session: Session, fabric_id: str, receipts: Sequence[Receipt]) -> dict[
     rows = _leases(session, sorted({receipt.lease for receipt in receipts}))
     meters = _meters(session, list(rows))
     payouts = _payouts(session, {row.operator for row in rows.values()})
-    nfts = holders_of(session, {meter.gpu_id for parts in meters.values() for meter in parts.values()})
+    gpu_ids = {meter.gpu_id for parts in meters.values() for meter in parts.values()}
+    nfts, stays = holders_of(session, gpu_ids), stays_of(session, gpu_ids)
     found = {
         name: OpenLease(
             id=row.id,
@@ -112,6 +117,7 @@ def load(session: Session, fabric_id: str, receipts: Sequence[Receipt]) -> dict[
             meters=meters[name],
             holder=payouts[row.operator],
             nfts=nfts,
+            stays=stays,
         )
         for name, row in rows.items()
     }

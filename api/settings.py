@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     finality_s: float = Field(default=600.0, ge=0, description="Seconds after which accepted usage cannot be undone.")
     epoch_s: int = Field(default=86_400, ge=1, description="Length of an epoch in seconds.")
+    pool_exit_delay_epochs: int = Field(
+        default=7, ge=0, le=365, description="Epochs that a GPU stays in its pool after leaving, and that terms wait."
+    )
     test_bct_price_dc: int = Field(
         default=10_000, ge=1, description="DC per BCT, used and marked `test` while no chain gives a price."
     )

@@ -5,7 +5,7 @@ In the caller's transaction. Decides no amount: `ledger.allocate` does.
 
 import gc
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -40,6 +40,14 @@ TEST_PRICE = "test"
 
 
 @dataclass(frozen=True, slots=True)
+class Pooled:
+    """Terms by pool, and availability lines for those that share."""
+
+    terms: Mapping[str, PoolTerms]
+    available: Sequence[AvailableLine]
+
+
+@dataclass(frozen=True, slots=True)
 class EpochTerms:
     """What a close depends on beside the ledger's rows.
 
@@ -48,6 +56,7 @@ class EpochTerms:
         price_source: who gave the price; ``test`` with the test price.
         pools: terms in force, by pool; a pool that is missing is a pool of one.
         available: availability lines, for pools with a shared part.
+        pooled: gives both for the pools that the epoch's usage names, when they are not known before.
         payer_salt: hashes payers in the epoch file, so that the public can count them but not name them.
         settlement: how the epoch is settled, in words.
         stake_bps: the stakers' share that the chain says; none = the settings'.
@@ -58,6 +67,7 @@ class EpochTerms:
     price_source: str = TEST_PRICE
     pools: Mapping[str, PoolTerms] = field(default_factory=dict)
     available: Sequence[AvailableLine] = ()
+    pooled: Callable[[Collection[str]], "Pooled"] | None = None
     payer_salt: bytes = b""
     settlement: str = NOT_SETTLED
     stake_bps: int | None = None
@@ -99,14 +109,18 @@ class Closing:
             raise EpochOutOfOrder(f"epoch {due} is the next to close, not {n}; epochs close in order")
 
     def _input(self, n: int, terms: EpochTerms, span: tuple[int, int]) -> EpochInput:
+        lines = self._lines(span)
+        pooled = Pooled(terms.pools, terms.available)
+        if terms.pooled is not None:
+            pooled = terms.pooled({line.pool for line in lines})
         return EpochInput(
             epoch=n,
             start_ms=self._epochs.start(n),
             end_ms=self._epochs.end(n),
-            lines=self._lines(span),
+            lines=lines,
             gpus=self._gpus(n, span),
-            available=terms.available,
-            pools=terms.pools,
+            available=pooled.available,
+            pools=pooled.terms,
             previous=self._previous(),
             price_usd_e18=terms.price_usd_e18 or self._settings.test_price_usd_e18,
             price_source=terms.price_source,

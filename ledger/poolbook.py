@@ -5,12 +5,14 @@ can verify it again.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import insert, select
 from sqlmodel import Session
 
+from ledger.book import chunks
 from ledger.errors import PoolTermsRefused
 from ledger.pools import (
     Entrance,
@@ -92,14 +94,22 @@ class PoolBook:
 
     def stays(self, gpu_id: str) -> list[Membership]:
         """A GPU's stays in pools, oldest first."""
-        stays: list[Membership] = []
-        rows = self._session.execute(select(MOVE).where(MOVE.c.gpu_id == gpu_id).order_by(MOVE.c.nth))
-        for row in rows:
-            if row.enters:
-                stays.append(Membership(gpu_id, row.pool, row.from_epoch))
-            else:
-                stays[-1] = Membership(gpu_id, row.pool, stays[-1].from_epoch, row.from_epoch)
-        return stays
+        return stays_of(self._session, [gpu_id]).get(gpu_id, [])
+
+    def names(self) -> list[str]:
+        """All pools, in order."""
+        return list(self._session.execute(select(TERMS.c.pool).distinct().order_by(TERMS.c.pool)).scalars())
+
+    def founder(self, pool: str) -> str:
+        """The 0x-address that founded a pool and speaks for it."""
+        self._known(pool)
+        query = select(TERMS.c.signer).where(TERMS.c.pool == pool).order_by(TERMS.c.from_epoch).limit(1)
+        return self._session.execute(query).scalar_one()
+
+    def members(self, pool: str) -> dict[str, list[Membership]]:
+        """All stays of every GPU that ever was in a pool."""
+        ever = self._session.execute(select(MOVE.c.gpu_id).where(MOVE.c.pool == pool).distinct()).scalars()
+        return stays_of(self._session, list(ever))
 
     def pool_of(self, gpu_id: str, epoch: int) -> str | None:
         """The pool a GPU was in; none when it stood alone."""
@@ -107,8 +117,7 @@ class PoolBook:
 
     def terms_in(self, epoch: int) -> dict[str, PoolTerms]:
         """The terms of every pool in an epoch: what `ledger.closing.EpochTerms` takes."""
-        names = self._session.execute(select(TERMS.c.pool).distinct().order_by(TERMS.c.pool)).scalars().all()
-        held = ((name, terms_at(self.history(name), epoch)) for name in names)
+        held = ((name, terms_at(self.history(name), epoch)) for name in self.names())
         return {name: row.terms for name, row in held if row is not None}
 
     def _known(self, pool: str) -> list[TermsRow]:
@@ -138,6 +147,20 @@ class PoolBook:
         nth = len(self._session.execute(select(MOVE.c.nth).where(MOVE.c.gpu_id == gpu_id)).all())
         values = {"gpu_id": gpu_id, "nth": nth, "pool": pool, "enters": enters, "from_epoch": from_epoch}
         self._session.execute(insert(MOVE).values(**values, **asdict(signed)))
+
+
+def stays_of(session: Session, gpu_ids: Collection[str]) -> dict[str, list[Membership]]:
+    """The stays of these GPUs, each's oldest first; a GPU that never was in a pool is not in the answer."""
+    stays: dict[str, list[Membership]] = {}
+    for chunk in chunks(sorted(gpu_ids)):
+        rows = session.execute(select(MOVE).where(MOVE.c.gpu_id.in_(chunk)).order_by(MOVE.c.gpu_id, MOVE.c.nth))
+        for row in rows:
+            own = stays.setdefault(row.gpu_id, [])
+            if row.enters:
+                own.append(Membership(row.gpu_id, row.pool, row.from_epoch))
+            else:
+                own[-1] = Membership(row.gpu_id, row.pool, own[-1].from_epoch, row.from_epoch)
+    return stays
 
 
 def _terms_row(row: Any) -> TermsRow:

@@ -14,6 +14,21 @@ from ledger.money import BPS
 from ledger.split import POOL_OF_ONE, PoolTerms
 
 MAX_OPERATOR_BPS = 5000
+_AS_OF = "@"
+
+
+def as_of(pool: str, epoch: int) -> str:
+    """A pool as it stood in an epoch, with the members and terms of then: what usage of that epoch is booked under.
+
+    So usage that becomes final in a later epoch is still paid by what held when it was used.
+    """
+    return f"{pool}{_AS_OF}{epoch}"
+
+
+def pool_and_epoch(name: str) -> tuple[str, int] | None:
+    """The pool and the epoch in `as_of`'s answer; none for a GPU that stood alone, whose operator is named instead."""
+    pool, sign, epoch = name.rpartition(_AS_OF)
+    return (pool, int(epoch)) if sign and epoch.isdigit() else None
 
 
 class Entrance(StrEnum):
@@ -66,11 +81,12 @@ def self_pool() -> tuple[PoolTerms, Entrance]:
 
 
 def single_source(
-    operator_bps: int, operator_payout: str, shared_bps: int, model_weights: Mapping[str, int]
+    operator_bps: int, operator_payout: str, shared_bps: int, model_weights: Mapping[str, int], price_ceiling_dc: int
 ) -> tuple[PoolTerms, Entrance]:
     """One operator, GPUs of many owners, a part shared by availability."""
     used_bps = BPS - operator_bps - shared_bps
-    return PoolTerms(operator_bps, shared_bps, used_bps, operator_payout, model_weights), Entrance.INVITED
+    terms = PoolTerms(operator_bps, shared_bps, used_bps, operator_payout, model_weights, price_ceiling_dc)
+    return terms, Entrance.INVITED
 
 
 def distributed() -> tuple[PoolTerms, Entrance]:
@@ -175,3 +191,11 @@ def _expect_fair(terms: PoolTerms, entrance: Entrance) -> None:
         )
     if terms.operator_bps > MAX_OPERATOR_BPS:
         raise PoolTermsRefused(f"operator bps are {terms.operator_bps}; at most {MAX_OPERATOR_BPS}")
+    if terms.shared_bps and terms.price_ceiling_dc is None:
+        raise PoolTermsRefused(
+            "terms with a shared part name a price ceiling; else GPUs that nobody would pay for earn by standing idle"
+        )
+    if terms.shared_bps and not any(terms.model_weights.values()):
+        raise PoolTermsRefused("terms with a shared part name the models that share it and their weights, above 0")
+    if any(weight < 0 for weight in terms.model_weights.values()):
+        raise PoolTermsRefused(f"weights of models are 0 or more, not {dict(terms.model_weights)}")

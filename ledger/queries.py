@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, func, or_, select
 from sqlmodel import Session
 
 from fabric.wire.merkle import levels, proof_in
@@ -19,6 +19,7 @@ from ledger.closing import EPOCH, EPOCH_USAGE, PAYOUT, REWARD
 from ledger.entries import Posting
 from ledger.finality import FINALITY
 from ledger.meters import METER, USAGE, standing
+from ledger.pools import as_of
 
 MAX_LIMIT = 1000
 Item = TypeVar("Item")
@@ -240,12 +241,20 @@ def cash_flow(
     session: Session, party: Party, name: str, *, before: int | None = None, limit: int = 100
 ) -> Page[CashFlow]:
     """Rewards of a pool, operator or holder by epoch, newest first. Pages never cut an epoch."""
-    return _cash_flow(session, REWARD.c[party.value] == name, before, limit)
+    return _cash_flow(session, whose(party, name), before, limit)
 
 
 def earnings(session: Session, party: Party, name: str) -> Earnings:
     """What a pool, operator or holder earned in all closed epochs."""
-    return _sum_rewards(session, REWARD.c[party.value] == name)
+    return _sum_rewards(session, whose(party, name))
+
+
+def whose(party: Party, name: str) -> Any:
+    """The condition on rewards that they are this party's; a pool's in whatever epoch it stood."""
+    column = REWARD.c[party.value]
+    if party is Party.POOL:
+        return or_(column == name, column.startswith(as_of(name, 0)[:-1], autoescape=True))
+    return column == (name.lower() if party is Party.HOLDER else name)
 
 
 def run_bill(session: Session, run_id: str) -> RunBill:

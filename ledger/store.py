@@ -6,7 +6,7 @@ and answers the same. A session that raised a `LedgerError` has booked nothing o
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import RowMapping, func, select, update
 from sqlmodel import Session
@@ -394,7 +394,10 @@ class Ledger:
         self._book.append(reversals, tails)
         state = self._meters.states([passed[0].usage])[passed[0].usage.meter]
         parts = [(one, part) for one in reversed(passed) for part in by_holder(one.usage, one.gpu_ms, holders)]
-        for i, (one, part) in enumerate(parts):
+        for i, (one, cut) in enumerate(parts):
+            part = cut  # parts of one receipt that were cut before keep their order behind those cut now
+            if cut.seq == state.seq and cut.part <= state.part:
+                part = replace(cut, part=state.part + 1)
             charged = booking.charge(
                 part, meter=state, held_dc=tails[held].balance, at_ms=at_ms, source_id=f"{name}/again/{i}"
             )

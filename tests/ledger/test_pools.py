@@ -22,7 +22,7 @@ from ledger.pools import (
 from ledger.split import POOL_OF_ONE, PoolTerms
 
 RULES = PoolRules(exit_delay_epochs=3)
-SHARED = PoolTerms(1000, 2000, 7000, "0x" + "99" * 20, {"A": 1})
+SHARED = PoolTerms(1000, 2000, 7000, "0x" + "99" * 20, {"A": 1}, 300_000)
 epochs = st.integers(0, 1000)
 
 
@@ -33,7 +33,7 @@ def open_pool(epoch: int = 0) -> TermsRow:
 def test_presets_are_terms_and_who_may_join():
     assert self_pool() == (POOL_OF_ONE, Entrance.OWN)
     assert distributed() == (POOL_OF_ONE, Entrance.OPEN)
-    terms, entrance = single_source(1000, SHARED.operator_payout, 2000, {"A": 1})
+    terms, entrance = single_source(1000, SHARED.operator_payout, 2000, {"A": 1}, 300_000)
     assert (terms, entrance) == (SHARED, Entrance.INVITED)
 
 
