@@ -30,12 +30,13 @@ from fabric.placement.fleet import Fleet
 from fabric.placement.place import as_held, keep_clear, offers, place
 from fabric.placement.queue import AGEING_MS, OVERDUE_MS, Waiting, next_up, overdue
 from fabric.wire import link
-from fabric.wire.errors import BudgetExhausted, InsufficientFunds, InvalidRequest, PriceExceeded
+from fabric.wire.errors import BudgetExhausted, InsufficientFunds, InvalidRequest, PriceExceeded, ServiceError
 from fabric.wire.ids import new_id
 from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal, step
 from fabric.wire.reasons import Reason
 from fabric.wire.receipts import RunLine
 from fabric.wire.retry import delay_s
+from ledger.chain.stalled import stalled
 
 MAX_UNOPENED = 4
 """Leases of one customer that may wait for their OPEN at the same time: so long nobody pays for them."""
@@ -355,6 +356,9 @@ class Broker:
 
     def _start(self, run: RunRow, request: RunRequest, *, raise_on_funds: bool) -> None:
         """Place a new run, refuse it, or leave it in the queue."""
+        why = stalled(self._session, self._plane.now_ms())
+        if why:
+            raise ServiceError(why, retryable=True)
         fleet, decided = self._decide(request, run.excluded_nodes)
         if isinstance(decided, Refusal):
             run.explain = explain(decided)
@@ -475,6 +479,8 @@ class Broker:
     ) -> int:
         """Grant leases while they fit; a shortage of money counts only when the run got none."""
         granted = 0
+        if stalled(self._session, self._plane.now_ms()):
+            return granted
         room = MAX_UNOPENED - transitions.count_unopened(self._session, run.customer)
         while granted < min(count, room):
             placement = self._place(fleet, request, failed, clear)

@@ -16,7 +16,9 @@ from ledger.chain.calls import Closing
 from ledger.chain.errors import ChainError
 from ledger.chain.indexer import Did, Indexer
 from ledger.chain.outbox import Outbox
+from ledger.chain.queue import queue_of
 from ledger.chain.settler import Settler
+from ledger.chain.stalled import saw
 from ledger.chain.statement import closing_of
 from ledger.closing import file_of
 
@@ -47,6 +49,8 @@ class ChainJobs:
                 pass
             indexer, settler = self._connected()
             indexed = indexer.run(_BLOCKS_PER_TICK)
+            with self._store.write() as session:
+                saw(session, queue_of(session).finalised, self._plane.now_ms())
             ledger_jobs.close_over(self._plane)
             if indexed is Did.HALTED:
                 self._note("the indexer halted; nothing is sent until a person has looked")

@@ -1,8 +1,9 @@
-"""Pools: what wallets signed about them, and when GPUs were there."""
+"""Pools: what wallets signed about them, when GPUs were there; and since when no epoch was finalised."""
 
 from alembic import op
 from sqlmodel import SQLModel
 
+from ledger.chain.stalled import stalled_tables
 from ledger.pool_tables import pool_tables
 
 revision = "pools"
@@ -10,4 +11,4 @@ down_revision = "endpoints"
 
 
 def upgrade() -> None:
-    SQLModel.metadata.create_all(op.get_bind(), tables=pool_tables())
+    SQLModel.metadata.create_all(op.get_bind(), tables=[*pool_tables(), *stalled_tables()])
