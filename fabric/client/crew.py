@@ -484,7 +484,7 @@ class Crew:
         self._leases.clear()
         self._tasks.fail_all()
         if self._registered or (state is RunState.CANCELLED and self._noted is not None):
-            self._telling = self._office.start(self._report(state, reason, message))
+            self._telling = self._office.tell(self._report(state, reason, message))
         elif self._noted is not None:
             self._office.registrar.note(self._noted, state, reason, message)
 

@@ -37,12 +37,25 @@ class Office:
         self.session = session
         self.loop = loop
         self.used = False
+        self._telling: set[asyncio.Task[None]] = set()
         self.pool = LeasePool(self._release, loop.start, print_line)
         self.registrar = Registrar(lambda runs: plane.register_runs(session, runs))
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run beside everything else."""
         return self.loop.start(coroutine)
+
+    def tell(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """As `start`, for what the control plane must hear before the session ends."""
+        task = self.loop.start(coroutine)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+        return task
+
+    async def told(self) -> None:
+        """Wait until the control plane has heard everything."""
+        if self._telling:
+            await asyncio.wait(self._telling)
 
     def request(self, run: str, kind: str, members: dict[str, Any]) -> dict[str, Any]:
         """A RunRequest of this session and this Python."""

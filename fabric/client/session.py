@@ -53,6 +53,7 @@ class Session:
     async def _goodbye(self) -> None:
         self.office.pool.close()
         with suppress(Error):
+            await self.office.told()
             await self.office.registrar.flush()
             if self.office.used:
                 await self.plane.end_session(self.id)

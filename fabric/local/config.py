@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import secrets
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nacl.encoding import HexEncoder
@@ -14,6 +17,7 @@ from fabric.wire.amounts import DC_PER_USD
 TEST_BALANCE_DC = 10_000 * DC_PER_USD
 CUSTOMER = "cus_embedded"
 OPERATOR = "op_embedded"
+PYPI = "https://pypi.org/simple"
 SIMULATED_GPUS = "H100:2,L4:2"
 """Offered where NVML finds no GPU."""
 
@@ -79,7 +83,17 @@ def agent_config(
         "isolation": isolation,
         "prices": PRICES_DC,
         "simulated_gpus": simulated,
+        **packages(os.environ),
     }
+
+
+def packages(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where runs' packages come from: as this person's environment tells pip, since it is this person's machine."""
+    index, folder = environ.get("PIP_INDEX_URL", ""), environ.get("PIP_FIND_LINKS", "")
+    if not Path(folder).is_absolute() or not Path(folder).is_dir():
+        return {"pip_index": index}
+    alone = environ.get("PIP_NO_INDEX", "0").lower() in ("1", "true", "yes", "on")
+    return {"pip_index": "" if alone else index or PYPI, "pip_find_links": folder}
 
 
 def simulated_gpus(wanted: str | None) -> str:

@@ -137,6 +137,14 @@ def check_sandbox(bubblewrap_problem: str, *, tun: bool) -> Finding:
     return good("sandbox", "bubblewrap, user namespaces and /dev/net/tun work")
 
 
+def check_packages(index: str, problem: str) -> Finding:
+    """Runs that ask for packages need the index; without it they fail, and others do not."""
+    if problem:
+        mend = "let this host reach it, or name another in provider.fabric.packages (index, or find_links for a folder)"
+        return warning("packages", f"{index} does not answer: runs with Env(pip=…) fail here: {problem}", mend)
+    return good("packages", f"{index} answers")
+
+
 def check_control_plane(url: str, problem: str) -> Finding:
     """The agent dials out, so the control plane must answer from here."""
     if problem:

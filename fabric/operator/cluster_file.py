@@ -12,11 +12,15 @@ from typing import Any
 
 import yaml
 
+from fabric.placement.grammar import GrammarError, parse_size
 from fabric.wire.amounts import usd_to_dc_down
 
 TIERS = ("spot", "on_demand", "reserved")
 ISOLATIONS = ("bubblewrap", "none")
 _FABRIC_KEYS = {"url", "operator", "region", "isolation", "gateway", "prices", "allow", "nodes"}
+_FABRIC_KEYS |= {"networks", "private_networks", "packages"}
+NETWORKS = ("gang", "hosts", "open")
+_PACKAGE_KEYS = {"index", "find_links", "hosts", "cache"}
 _NODE_KEYS = {"num_gpus", "num_cpus", "object_store_memory", "labels"}
 
 
@@ -32,6 +36,16 @@ class NodeSettings:
     num_cpus: int | None = None
     object_store_memory: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Packages:
+    """Where runs' packages come from; an empty `index` is PyPI. `cache_bytes` is their room on each host."""
+
+    index: str = ""
+    find_links: str = ""
+    hosts: tuple[str, ...] = ("files.pythonhosted.org",)
+    cache_bytes: int = 100 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,9 @@ class ClusterFile:
     prices: Mapping[str, Mapping[str, int]]
     allow: tuple[str, ...]
     nodes: Mapping[str, NodeSettings]
+    networks: tuple[str, ...] = ("gang",)
+    private_networks: tuple[str, ...] = ()
+    packages: Packages = Packages()
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -109,6 +126,14 @@ def parse_cluster(document: Any) -> ClusterFile:
         prices=parse_prices(ours.get("prices")),
         allow=tuple(_network(entry) for entry in _list(ours.get("allow", []), "provider.fabric.allow")),
         nodes=_nodes(ours.get("nodes") or {}, {head, *workers}),
+        networks=tuple(
+            _one_of(one, NETWORKS, "provider.fabric.networks")
+            for one in _list(ours.get("networks", ["gang"]), "provider.fabric.networks")
+        ),
+        private_networks=tuple(
+            _network(entry) for entry in _list(ours.get("private_networks", []), "provider.fabric.private_networks")
+        ),
+        packages=_packages(ours.get("packages") or {}),
     )
 
 
@@ -154,6 +179,23 @@ def _nodes(nodes: Any, known: set[str]) -> dict[str, NodeSettings]:
         labels = _mapping(members.get("labels", {}), f"{where}.labels")
         found[address] = NodeSettings(**numbers, labels={str(k): str(v) for k, v in labels.items()})
     return found
+
+
+def _packages(packages: Any) -> Packages:
+    where = "provider.fabric.packages"
+    members = _mapping(packages, where)
+    _only(members, _PACKAGE_KEYS, where)
+    index, folder = str(members.get("index", "")), str(members.get("find_links", ""))
+    if index and not index.startswith(("https://", "http://", "file://")):
+        raise ClusterFileError(f"{where}.index is {index!r}; give an address such as https://pypi.org/simple")
+    if folder and not folder.startswith("/"):
+        raise ClusterFileError(f"{where}.find_links is {folder!r}; give the absolute path of a folder on every host")
+    hosts = tuple(map(str, _list(members.get("hosts", list(Packages().hosts)), f"{where}.hosts")))
+    try:
+        cache_bytes = parse_size(members.get("cache", "100GB"))
+    except GrammarError as error:
+        raise ClusterFileError(f"{where}.cache: {error}") from None
+    return Packages(index, folder, hosts, cache_bytes)
 
 
 def _gateway(gateway: Any, head: str) -> tuple[str, int, bool]:

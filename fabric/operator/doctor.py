@@ -29,6 +29,7 @@ def examine_host(cluster: ClusterFile, folder: Path) -> list[Finding]:
         checks.check_disk(str(folder), facts.free_bytes(folder)),
         checks.check_clock(skew_ms),
         checks.check_sandbox(facts.bubblewrap_problem(), tun=facts.has_tun()),
+        checks.check_packages(*facts.packages_problem(cluster.packages.index, cluster.packages.find_links)),
         checks.check_control_plane(cluster.url, problem),
     ]
 

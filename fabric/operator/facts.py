@@ -20,6 +20,7 @@ from fabric.operator.listeners import Address, Listener, parse_listeners
 from fabric.operator.processes import is_ray, label, own_processes
 
 _TRIAL_S = 10
+PYPI = "https://pypi.org/simple"
 _HTTP_S = 5.0
 
 
@@ -116,6 +117,27 @@ def bubblewrap_problem() -> str:
 def has_tun() -> bool:
     """Whether this user may open `/dev/net/tun`."""
     return os.access("/dev/net/tun", os.R_OK | os.W_OK)
+
+
+def packages_problem(index: str, folder: str) -> tuple[str, str]:
+    """Where packages come from, and why nothing can be had from there; empty when it answers."""
+    if not index and folder:
+        return folder, "" if Path(folder).is_dir() else "there is no such folder"
+    index = index or PYPI
+    if index.startswith("file://"):
+        return index, "" if Path(index.removeprefix("file://")).is_dir() else "there is no such folder"
+    try:
+        answer = httpx.get(index.rstrip("/") + "/pip/", timeout=_HTTP_S, follow_redirects=True)
+        answer.raise_for_status()
+    except httpx.HTTPError as error:
+        return _bare(index), (str(error).replace(index, _bare(index)) or type(error).__name__)
+    return _bare(index), ""
+
+
+def _bare(index: str) -> str:
+    """An address without the password that may stand in it."""
+    scheme, _, rest = index.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 def control_plane(url: str) -> tuple[str, int | None]:

@@ -67,6 +67,12 @@ def agent_config(cluster: ClusterFile, folder: str) -> dict[str, Any]:
         "gateway_port": port,
         "gateway_direct": direct,
         "isolation": cluster.isolation,
+        "networks": list(cluster.networks),
+        "private_networks": list(cluster.private_networks),
+        "pip_index": cluster.packages.index,
+        "pip_find_links": cluster.packages.find_links,
+        "pip_hosts": list(cluster.packages.hosts),
+        "env_cache_bytes": cluster.packages.cache_bytes,
         "prices": {model: dict(tiers) for model, tiers in cluster.prices.items()},
         "simulated_gpus": "",
     }

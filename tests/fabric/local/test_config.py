@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from fabric.local.config import agent_config, prepare_keys, simulated_gpus
+from fabric.local.config import agent_config, packages, prepare_keys, simulated_gpus
 from fabric.local.settings import LocalSettings
 from fabric.wire.errors import InvalidRequest, ServiceError
 
@@ -91,3 +91,22 @@ def test_settings_come_from_the_environment(tmp_path):
 def test_a_wrong_setting_is_refused_naming_its_key(key, bad):
     with pytest.raises(InvalidRequest, match=key):
         LocalSettings.from_environ({key: bad})
+
+
+def test_packages_come_from_where_this_persons_pip_takes_them(tmp_path):
+    assert packages({}) == {"pip_index": ""}
+    assert packages({"PIP_INDEX_URL": "https://x/simple"}) == {"pip_index": "https://x/simple"}
+    folder = {"PIP_FIND_LINKS": str(tmp_path)}
+    assert packages(folder) == {"pip_index": "https://pypi.org/simple", "pip_find_links": str(tmp_path)}
+    assert packages(folder | {"PIP_NO_INDEX": "1"}) == {"pip_index": "", "pip_find_links": str(tmp_path)}
+    assert packages({"PIP_FIND_LINKS": "wheels"}) == {"pip_index": ""}
+
+
+def test_a_home_from_before_operators_had_an_account_gets_one(home):
+    prepare_keys(home)
+    declared = json.loads(home.bootstrap_file.read_text())
+    account = declared["operators"][0].pop("account")
+    home.bootstrap_file.write_text(json.dumps(declared))
+    prepare_keys(home)
+    assert account == declared["customers"][0]["id"]
+    assert json.loads(home.bootstrap_file.read_text())["operators"][0]["account"] == account

@@ -5,6 +5,7 @@ import pytest
 
 from fabric.operator import checks
 from fabric.operator.checks import RayFacts, start_refusals
+from fabric.operator.facts import packages_problem
 from fabric.operator.findings import Verdict
 from fabric.operator.listeners import Listener
 
@@ -98,3 +99,12 @@ def test_a_socket_on_a_private_address_alone_does_not_matter_to_the_public_one()
 def test_each_check_knows_good_from_bad_and_how_to_mend_it(finding, verdict):
     assert finding.verdict is verdict
     assert bool(finding.mend) is (verdict is not Verdict.OK)
+
+
+def test_an_index_that_does_not_answer_is_a_warning_that_shows_no_password(tmp_path):
+    index = "http://user:s3cret@127.0.0.1:9/simple"
+    finding = checks.check_packages(*packages_problem(index, ""))
+    assert finding.verdict is Verdict.WARNING
+    assert "s3cret" not in f"{finding}"
+    assert checks.check_packages(*packages_problem("", str(tmp_path))).verdict is Verdict.OK
+    assert checks.check_packages(*packages_problem("", "/no/such")).verdict is Verdict.WARNING

@@ -163,9 +163,17 @@ def test_the_doctor_of_one_host_says_what_is_bad_and_how_to_mend_it(fabric):
     fabric.init(fabric.invite())
     examined = fabric("doctor", "--here", "--json", "-C", str(fabric.folder.path))
     findings = {finding["check"]: finding for finding in json.loads(examined.stdout)}
-    assert {"gpus", "ray-version", "ray-token", "ray-ports", "disk", "clock", "sandbox", "control-plane"} == set(
-        findings
-    )
+    assert {
+        "gpus",
+        "ray-version",
+        "ray-token",
+        "ray-ports",
+        "disk",
+        "clock",
+        "sandbox",
+        "packages",
+        "control-plane",
+    } == set(findings)
     assert findings["ray-version"]["verdict"] == "ok"
     assert findings["control-plane"]["verdict"] == "ok"
     assert findings["ray-token"]["verdict"] == "bad"
