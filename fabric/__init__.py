@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from fabric.client.actors import actor
     from fabric.client.env import Env
     from fabric.client.functions import Function, function
-    from fabric.client.job import count, progress
+    from fabric.client.job import (
+        checkpoint,
+        checkpoint_dir,
+        count,
+        on_preempt,
+        preempting,
+        progress,
+        simulate_preemption,
+    )
     from fabric.client.runs import Cost, Run
     from fabric.client.secret import Secret
     from fabric.client.serving import Service, endpoints, serve
@@ -61,15 +69,20 @@ __all__ = [
     "Timeout",
     "actor",
     "attach",
+    "checkpoint",
+    "checkpoint_dir",
     "count",
     "endpoints",
     "function",
     "init",
     "map",
     "offers",
+    "on_preempt",
+    "preempting",
     "progress",
     "run",
     "serve",
+    "simulate_preemption",
     "submit",
 ]
 
@@ -84,6 +97,8 @@ _HOMES = {
     "Secret": "fabric.client.secret",
     "attach": "fabric.client.verbs",
     "Service": "fabric.client.serving",
+    "checkpoint": "fabric.client.job",
+    "checkpoint_dir": "fabric.client.job",
     "count": "fabric.client.job",
     "endpoints": "fabric.client.serving",
     "serve": "fabric.client.serving",
@@ -91,8 +106,11 @@ _HOMES = {
     "init": "fabric.client.verbs",
     "map": "fabric.client.verbs",
     "offers": "fabric.client.verbs",
+    "on_preempt": "fabric.client.job",
+    "preempting": "fabric.client.job",
     "progress": "fabric.client.job",
     "run": "fabric.client.verbs",
+    "simulate_preemption": "fabric.client.job",
     "submit": "fabric.client.verbs",
 }
 """Every public name that is no error; those all live in `fabric.wire.errors`."""

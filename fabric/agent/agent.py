@@ -192,6 +192,8 @@ class Agent:
             case link.Release():
                 self._take_nonce(message.nonce)
                 self._release(message)
+            case link.Notice():
+                self._give_notice(message)
             case link.Ack():
                 await self._on_ack((message.lease, message.generation), message.seq)
             case link.RejectReceipt():
@@ -305,6 +307,13 @@ class Agent:
             self._tell_ended(release.lease, release.generation, release.reason, "it is not open here")
             return
         client.close_lease(release.lease, release.generation, release.reason)
+
+    def _give_notice(self, notice: link.Notice) -> None:
+        """The node keeps the deadline from here on; a lease that is not here needs none."""
+        entry = self._directory.find(notice.lease, notice.generation)
+        client = self._nodes.get(entry.node) if entry is not None else None
+        if client is not None:
+            client.give_notice(notice.lease, notice.generation, notice.reason, notice.notice_ms)
 
     def _begin_measuring(self, targets: list[link.Target]) -> None:
         """Beside everything else; what an older wish has not measured by now is not measured."""

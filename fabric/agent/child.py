@@ -27,6 +27,7 @@ import cloudpickle
 
 from fabric.agent.crowd import Crowd
 from fabric.agent.dialect import ASSIGN, STAMP_BYTES
+from fabric.agent.interruption import Interruption
 from fabric.agent.page import Page
 from fabric.wire import channel, job
 from fabric.wire.codec import NotTransportable, encode, encode_exception
@@ -211,6 +212,10 @@ class _Worker:
         self._number = 0
         self._reported_ns = 0
         self._counters: dict[str, int] = {}
+        self._attempt = 1
+        self._interruption = Interruption(page)
+        job.on_preempt, job.notice_left_s = self._interruption.register, self._interruption.left_s
+        job.ask_for_notice = self._ask_for_notice
 
     def handle(self, header: list[Any], body: Buffer, *, more: Callable[[], bool]) -> None:
         match header[0]:
@@ -251,7 +256,8 @@ class _Worker:
             started_ns = time.monotonic_ns()
             self._page.begin(self._number, started_ns)
             job.report_progress, job.report_counts = self._reporter(run, task), self._count
-            self._counters = {}
+            self._counters, self._attempt = {}, attempt
+            self._interruption.begin()
             status, parts = self._run(self._functions[digest], pieces)
             spoke = self._output.end_task(self._number)
             self._page.end(self._number)
@@ -283,6 +289,11 @@ class _Worker:
         except BaseException as error:  # noqa: BLE001 - whatever the customer's function raises is its result
             return _encode_failure(error)
         return channel.STATUS_VALUE, [encoded.header, *encoded.buffers]
+
+    def _ask_for_notice(self, after_s: float) -> None:
+        """Once is enough to see that a job comes back from it: later attempts are left alone."""
+        if self._attempt == 1:
+            self._outbound.send([channel.ASK_NOTICE, round(after_s * 1000)])
 
     def _count(self, counts: dict[str, int]) -> None:
         job.add_counts(self._counters, counts)

@@ -6,9 +6,10 @@ Agent → node, the first frame of each connection:
     channel    [CHANNEL, token, lease, generation]              then the frames of the data channel, both ways
 
 Agent → node on the control connection:
-    open       [OPEN, {lease, generation, session, run, gpus, cpu_milli, memory_bytes, startup_timeout_ms,
+    open       [OPEN, {lease, generation, session, run, gpus, cpu_milli, memory_bytes, startup_timeout_ms, notice_ms,
                         env, network, hosts, gang: {group, rank, peers: [address of each rank's node]} | None}]
     close      [CLOSE, lease, generation, reason]
+    notice     [NOTICE, lease, generation, reason, notice_ms]   close it by yourself after so long, and tell its child
     meter      [METER, offset]                                  send the journal from here on
     covered    [COVERED, offset]                                older segments may go
 
@@ -31,6 +32,7 @@ GANG = "gang"
 
 OPEN = "open"
 CLOSE = "close"
+NOTICE = "notice"
 METER = "meter"
 COVERED = "covered"
 

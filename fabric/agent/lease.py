@@ -21,6 +21,7 @@ from fabric.agent.events import Closed, Finished, LeaseEvent, Opened, Passed, Pr
 from fabric.agent.exits import Exit
 from fabric.agent.mesh import Mesh
 from fabric.agent.meter import LeaseMeter
+from fabric.agent.notice import Deadline
 from fabric.agent.oom import OomWatch
 from fabric.agent.output import Line
 from fabric.agent.pool import Pool
@@ -33,7 +34,7 @@ from fabric.agent.worker import Worker
 from fabric.wire import channel
 from fabric.wire.clock import Clock
 from fabric.wire.frames import Buffer, FrameError
-from fabric.wire.reasons import Reason
+from fabric.wire.reasons import EXPLANATIONS, Reason
 from fabric.wire.receipts import MAX_NUMBER, TaskLine
 
 _log = structlog.get_logger(__name__)
@@ -48,6 +49,9 @@ FUNCTION_BYTES = 1 << 30
 """Of all functions of a lease together: they are kept in the node's own process, outside the child's limits."""
 BACKLOG_LINES = 10_000
 """Lines kept for a customer whose connection is gone."""
+
+MAX_ASKED_MS = 86_400_000
+"""A job asks for a notice at most a day ahead."""
 
 TIMEOUT_GRACE_MS = 2000
 """An actor ends a task beyond its timeout itself; so much later its process is killed."""
@@ -77,6 +81,7 @@ class LeaseSpec:
     simulated: bool
     devices: tuple[Path, ...] = ()
     wish: Wish = Wish()  # noqa: RUF009 - frozen
+    notice_ms: int = 30_000
 
 
 class Sensor(Protocol):
@@ -126,6 +131,7 @@ class Lease:
         self._speaker: Key = (spec.run, 0)
         self._killed_for: tuple[Reason, str] | None = None
         self._closing: tuple[str, str] | None = None
+        self._deadline: Deadline | None = None
         self._barren_deaths = 0
         self._timer: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -181,6 +187,7 @@ class Lease:
         self._channel = stream
         self._channel_held = False
         stream.send([channel.READY, {"lease": self.spec.lease, "generation": self.spec.generation, **self.node_info}])
+        self._tell_notice()
         while self._backlog:
             (run, task), lines = self._backlog.popleft()
             stream.send([channel.LOG, run, task, lines])
@@ -202,6 +209,19 @@ class Lease:
         except (TypeError, ValueError, IndexError) as error:
             raise FrameError(f"a malformed {header[0]} frame: {error}") from None
 
+    def give_notice(self, reason: str, notice_ms: int) -> None:
+        """The lease ends so soon, whatever it does: tell child and customer now. A deadline only moves nearer."""
+        now = self._clock.monotonic_ns()
+        at_ns = now + notice_ms * 1_000_000
+        if not self.is_open or (self._deadline is not None and self._deadline.at_ns <= at_ns):
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = Deadline(at_ns, _reason(reason), notice_ms, self._on_deadline)
+        if self._worker is not None:
+            self._worker.page.warn(at_ns)
+        self._tell_notice()
+
     def tick(self) -> None:
         """Once a second: the meter's tick, and the watch over memory."""
         if self.meter is None or self.meter.closed:
@@ -221,6 +241,8 @@ class Lease:
         self._closing = (reason, message)
         if self._timer is not None:
             self._timer.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         for task in list(self._background):
             task.cancel()
         if self._worker is not None:
@@ -390,6 +412,8 @@ class Lease:
                 self._send([channel.PROGRESS, str(run), int(task), int(done), None if total is None else int(total)])
             case channel.PART:
                 self._on_part(str(run), fields, body)
+            case channel.ASK_NOTICE:
+                self._ask_notice(run)
             case channel.FAILED:
                 task, attempt, reason, message, code = fields[0][0]
                 why = Reason(reason) if self._book.at_once and reason in _ENDED_BY_ACTORS else Reason.OOM
@@ -578,8 +602,28 @@ class Lease:
         worker.assign(self, self._environment, site=self._around.site, network=self._around.way)
         self._around.attach(worker.wire_fd)
         self._worker = worker
+        if self._deadline is not None:
+            worker.page.warn(self._deadline.at_ns)
         self._oom = OomWatch()
         self.node_info = worker.python | self.node_info
+
+    def _tell_notice(self) -> None:
+        if self._deadline is not None:
+            left_ms = max(0, self._deadline.at_ns - self._clock.monotonic_ns()) // 1_000_000
+            self._send([channel.NOTICE, str(self._deadline.reason), left_ms])
+
+    def _ask_notice(self, after_ms: Any) -> None:
+        """The job wants to be preempted: it costs nobody but its own customer."""
+        if not isinstance(after_ms, int) or not 0 <= after_ms <= MAX_ASKED_MS:
+            raise FrameError(f"a notice is asked for within 0 to {MAX_ASKED_MS} ms, not {after_ms!r}")
+        self._spawn(self._give_notice_after(after_ms / 1000))
+
+    async def _give_notice_after(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        self.give_notice(Reason.PREEMPTED, self.spec.notice_ms)
+
+    def _on_deadline(self, reason: Reason) -> None:
+        self._closer = asyncio.ensure_future(self.close(reason, EXPLANATIONS[reason]))
 
     def _kill(self, reason: Reason, message: str) -> None:
         if self._worker is not None and self._killed_for is None:

@@ -238,6 +238,8 @@ class Node:
                 self._begin_open(wish)
             case [dialect.CLOSE, str() as lease, int() as generation, str() as reason]:
                 self._spawn(self._close(lease, generation, reason))
+            case [dialect.NOTICE, str() as lease, int() as generation, str() as reason, int() as notice_ms]:
+                self._give_notice(lease, generation, reason, notice_ms)
             case [dialect.METER, int() as offset]:
                 self._begin_feed(offset)
             case [dialect.COVERED, int() as offset]:
@@ -334,6 +336,11 @@ class Node:
         await found.close(reason)
         if never_opened:
             self._tell([dialect.ENDED, lease, generation, reason, ""])
+
+    def _give_notice(self, lease: str, generation: int, reason: str, notice_ms: int) -> None:
+        found = self._leases.get(lease)
+        if found is not None and found.spec.generation == generation:
+            found.give_notice(reason, notice_ms)
 
     def _spec(self, wish: dict[str, Any]) -> LeaseSpec:
         gpus = tuple((str(uuid), int(share)) for uuid, share in wish.pop("gpus"))

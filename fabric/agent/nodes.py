@@ -59,7 +59,7 @@ class NodeClient:
         wish = grant.model_dump(
             include={"lease", "generation", "session", "run", "cpu_milli", "memory_bytes", "startup_timeout_ms"}
         )
-        wish |= grant.model_dump(include={"env", "network", "hosts"})
+        wish |= grant.model_dump(include={"env", "network", "hosts", "notice_ms"})
         if grant.gang is not None and grant.network == GANG:
             wish["gang"] = {"group": grant.gang.group, "rank": grant.gang.rank, "peers": peers}
         wish["gpus"] = [[share.uuid, share.share_milli] for share in grant.gpus]
@@ -67,6 +67,9 @@ class NodeClient:
 
     def close_lease(self, lease: str, generation: int, reason: str) -> None:
         self._send([dialect.CLOSE, lease, generation, reason])
+
+    def give_notice(self, lease: str, generation: int, reason: str, notice_ms: int) -> None:
+        self._send([dialect.NOTICE, lease, generation, reason, notice_ms])
 
     def covered(self, offset: int) -> None:
         self._send([dialect.COVERED, offset])

@@ -10,12 +10,14 @@ import struct
 
 _LAYOUT = struct.Struct("<QQ")
 _ENDED = struct.Struct("<Q")
+_DEADLINE = struct.Struct("<Q")
 
 
 class Page:
     """`running` is the number of the task that runs or ran last, 0 before the first; `started_ns` its start.
 
-    `ended` is the number of the last task that is over and whose output is all in the pipes.
+    `ended` is the number of the last task that is over and whose output is all in the pipes. `deadline_ns` is written
+    by the node: when the lease ends after a notice, on the machine's monotonic clock; 0 while there is no notice.
     """
 
     def __init__(self, fd: int) -> None:
@@ -45,6 +47,13 @@ class Page:
     @property
     def started_ns(self) -> int:
         return _LAYOUT.unpack_from(self._map, 0)[1]
+
+    def warn(self, deadline_ns: int) -> None:
+        _DEADLINE.pack_into(self._map, _LAYOUT.size + _ENDED.size, deadline_ns)
+
+    @property
+    def deadline_ns(self) -> int:
+        return _DEADLINE.unpack_from(self._map, _LAYOUT.size + _ENDED.size)[0]
 
     def close(self) -> None:
         self._map.close()

@@ -24,13 +24,14 @@ Node → customer:
     unknown  [UNKNOWN, run, [task, …]]                          in answer to resume: never arrived here, send again
     log      [LOG, run, task, [[stream, at_ms, text], …]]       stream 1 = stdout, 2 = stderr
     progress [PROGRESS, run, task, done, total | None]
+    notice   [NOTICE, reason, left_ms]                          the lease ends so soon; send no more tasks there
     closed   [CLOSED, reason, message]                          the lease is over; nothing follows
     pong     [PONG, n]
 
 Node ↔ sandbox child: the same FN, CALL (one run's tasks), RESULT, PART and PROGRESS, and for an actor's tasks CANCEL
 and TAKEN; the child adds `[READY, {…}]` once, and FAILED for a task that ran out of memory (in an actor also of its
 time, or was cancelled). In its RESULTs start and end are nanoseconds of its own clock, and an eighth field may hold
-named counts.
+named counts. `[ASK_NOTICE, after_ms]` of a child asks for the notice that a preemption would give.
 """
 
 PING_PATH = "/v1/ping"
@@ -54,6 +55,8 @@ FAILED = "failed"
 UNKNOWN = "unknown"
 LOG = "log"
 PROGRESS = "progress"
+NOTICE = "notice"
+ASK_NOTICE = "ask_notice"
 CLOSED = "closed"
 PONG = "pong"
 

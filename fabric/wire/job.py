@@ -1,6 +1,7 @@
 """What a job can say while it runs. The sandbox child sets the hooks; outside a job they are None."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from fabric.wire.channel import MAX_COUNTERS
 
@@ -9,6 +10,21 @@ report_progress: Callable[[int, int | None], None] | None = None
 
 report_counts: Callable[[dict[str, int]], None] | None = None
 """Called by `fabric.count(…)`; adds to the task's named counts."""
+
+on_preempt: Callable[[Callable[[float], object]], None] | None = None
+"""Called by `fabric.on_preempt(save)`; registers it."""
+
+notice_left_s: Callable[[], float | None] | None = None
+"""Seconds until the lease ends, None without a notice."""
+
+ask_for_notice: Callable[[float], None] | None = None
+"""Called by `fabric.simulate_preemption(after)`: the node gives the notice, on a task's first attempt only."""
+
+checkpoint_dir: Callable[[], Path] | None = None
+"""The folder whose content is stored with the run."""
+
+checkpoint: Callable[[], None] | None = None
+"""Store what the folder holds now; returns when it is durable."""
 
 MAX_NAME = 40
 

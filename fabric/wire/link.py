@@ -185,6 +185,19 @@ class Release(_Model):
     nonce: Nonce
 
 
+class Notice(_Model):
+    """Control plane → agent: this lease will end for this reason, `notice_ms` from now; the node ends it by itself.
+
+    Sent again after a reconnect, with the time that is left; a deadline only ever moves nearer.
+    """
+
+    kind: Literal["notice"] = "notice"
+    lease: str
+    generation: int
+    reason: str
+    notice_ms: int = Field(ge=0)
+
+
 class Ended(_Model):
     """Agent → control plane: the lease is over on the node (refused, released, or lost) for this reason."""
 
@@ -329,6 +342,7 @@ Message = Annotated[
     | Grant
     | Opened
     | Release
+    | Notice
     | Ended
     | Receipts
     | Ack
