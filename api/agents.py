@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from api import enrolment, inventory, keys, nonces, transitions
+from api import enrolment, inventory, keys, nonces, notices, transitions
 from api.agent_events import AgentEvents
 from api.distances import FRESH_MS, neighbours, write_location
 from api.fleet import cluster_id
@@ -363,6 +363,7 @@ class _Connection:
                     found.append((("grant", lease.id, lease.generation), _grant(session, lease)))
                 if lease.state == LeaseState.CLOSING.value:
                     found.append((("release", lease.id, lease.generation), _release(session, lease)))
+            found += notices.to_send(session, self.admitted.cluster, self._plane.now_ms())
             return found + _work(session, self.admitted.cluster)
 
 

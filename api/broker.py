@@ -4,15 +4,15 @@ Each method works inside the caller's transaction. Where a request goes is `fabr
 means `api.lifecycle`'s, what is written `api.granting`'s and `api.transitions`'.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import case, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
+from api import evictions, transitions
 from api import fleet as fleets
-from api import transitions
 from api.database import say
 from api.decisions import explain, nearest_of, refused
 from api.distances import caller_rtts_ms, wants_near, write_rtts
@@ -29,6 +29,7 @@ from fabric.placement.answer import Placement, Refusal, Verdict
 from fabric.placement.fleet import Fleet
 from fabric.placement.place import as_held, keep_clear, offers, place
 from fabric.placement.queue import AGEING_MS, OVERDUE_MS, Waiting, next_up, overdue
+from fabric.placement.request import Request
 from fabric.wire import link
 from fabric.wire.errors import BudgetExhausted, InsufficientFunds, InvalidRequest, PriceExceeded, ServiceError
 from fabric.wire.ids import new_id
@@ -142,6 +143,8 @@ class Broker:
         self._planning = customer
         fleet, decided = self._decide(request, [])
         if isinstance(decided, Refusal):
+            decided = self._by_eviction(fleet, request, []) or decided
+        if isinstance(decided, Refusal):
             raise refused(decided, request.max_price_dc, self._dearer(fleet, request))
         run = self._new_run(customer, request, stored=False)
         run.explain = explain(decided)
@@ -151,6 +154,9 @@ class Broker:
         """As many more leases for a map as fit now, at most `count`; none is an answer too."""
         request = RunRequest.model_validate(run.request)
         state = RunState(run.state)
+        if state is RunState.PREEMPTING:
+            self._leave(run)
+            state = RunState(run.state)
         if state is RunState.QUEUED:
             self._try_queued(run, self._fleet(), self._kept_clear(self._fleet(), run))
         elif state in (RunState.STARTING, RunState.RUNNING):
@@ -364,6 +370,8 @@ class Broker:
             run.explain = explain(decided)
             self._session.add(run)
             waits = decided.kind is Verdict.TAKEN and request.queue_timeout_ms > 0
+            if waits and self._evict(run, request, fleet):
+                return
             covered = "no_capacity" in request.retry.on and decided.kind is not Verdict.PRICE
             if not (waits or covered):
                 raise refused(decided, request.max_price_dc, self._dearer(fleet, request))
@@ -413,15 +421,33 @@ class Broker:
         return self._place_without(fleet, request, clear.union(failed[-1:] if failed[-2:-1] == failed[-1:] else ()))
 
     def _place_without(self, fleet: Fleet, request: RunRequest, exclude: frozenset[str]) -> Placement | Refusal:
-        allowed = self._plane.settings.allow_simulated
-        rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
-        wanted = fleets.request_of(
-            request, fleet, exclude=exclude, allow_simulated=allowed, rtt_ms=rtts, account=self._account(request)
-        )
-        decided = place(fleet, wanted, now_ms=self._plane.now_ms())
+        decided = place(fleet, self._wanted(fleet, request, exclude), now_ms=self._plane.now_ms())
         if isinstance(decided, Placement) and decided.evicts:
             return Refusal(Verdict.TAKEN, decided.explain.considered, decided.explain.rejected, ())
         return decided
+
+    def _wanted(self, fleet: Fleet, request: RunRequest, exclude: frozenset[str]) -> Request:
+        allowed = self._plane.settings.allow_simulated
+        rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
+        return fleets.request_of(
+            request, fleet, exclude=exclude, allow_simulated=allowed, rtt_ms=rtts, account=self._account(request)
+        )
+
+    def _by_eviction(self, fleet: Fleet, request: RunRequest, clear: Collection[str]) -> Placement | None:
+        """Where the request fits only because spot leases go; None where it may not wait for that, or none would do."""
+        if request.tier == "spot" or request.queue_timeout_ms == 0:
+            return None
+        decided = place(fleet, self._wanted(fleet, request, frozenset(clear)), now_ms=self._plane.now_ms())
+        return decided if isinstance(decided, Placement) and decided.evicts else None
+
+    def _evict(self, run: RunRow, request: RunRequest, fleet: Fleet, clear: Collection[str] = ()) -> bool:
+        """Evict what has to go for a run that waits; whether it did."""
+        placement = self._by_eviction(fleet, request, [*clear, *run.excluded_nodes])
+        if placement is None or not evictions.begin(self._plane, self._session, run, placement):
+            return False
+        run.explain = {**explain(placement), "chosen": None}
+        self._session.add(run)
+        return True
 
     def _kept_clear(self, fleet: Fleet, run: RunRow) -> frozenset[str]:
         """Nodes where room collects for runs that have waited too long, which this one may not pass by."""
@@ -520,6 +546,12 @@ class Broker:
 
     def _try_queued(self, run: RunRow, fleet: Fleet, clear: frozenset[str]) -> bool:
         request = RunRequest.model_validate(run.request)
+        eviction = evictions.of(self._session, run.id)
+        if eviction is not None:
+            if not evictions.is_over(self._plane, self._session, eviction):
+                return False
+            evictions.end(self._plane, self._session, eviction)
+            fleet = self._fleet()
         try:
             granted = self._grant_up_to(run, request, request.leases, run.excluded_nodes, fleet, clear)
         except (InsufficientFunds, BudgetExhausted) as error:
@@ -528,7 +560,13 @@ class Broker:
             decided = run_failed(RunState(run.state), reason, error.message)
             transitions.run_step(self._plane, self._session, run, decided)
             return False
-        return granted > 0
+        return granted > 0 or self._evicts_now(run, request, fleet, clear)
+
+    def _evicts_now(self, run: RunRow, request: RunRequest, fleet: Fleet, clear: frozenset[str]) -> bool:
+        """A run that waits evicts as soon as there is something to evict; it is placed later. Always False."""
+        if transitions.count_unopened(self._session, run.customer) < MAX_UNOPENED:
+            self._evict(run, request, fleet, clear)
+        return False
 
     def _expire(self, run: RunRow, now_ms: int) -> bool:
         request = RunRequest.model_validate(run.request)
@@ -545,6 +583,11 @@ class Broker:
         text += "".join(f"; nearest: {near}" for near in nearest_of(refusal))
         decided = run_failed(RunState(run.state), Reason.NO_CAPACITY, text)
         return transitions.run_step(self._plane, self._session, run, decided)
+
+    def _leave(self, run: RunRow) -> None:
+        """A run whose leases all end by a notice looks for others before they do."""
+        queued = RunStep(RunState.QUEUED, run.reason, run.message, retry_after_ms=0)
+        transitions.run_step(self._plane, self._session, run, queued)
 
     def _client_gone(self, run: RunRow) -> None:
         decided = run_failed(RunState(run.state), Reason.CLIENT_LOST, "the process that started the run is gone")

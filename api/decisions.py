@@ -68,6 +68,7 @@ def _chosen(placement: Placement) -> dict[str, Any]:
         "price_dc_per_gpu_hour": str(placement.price_dc_per_gpu_hour),
         "rtt_ms": _rtt(placement.rtt_ms),
         "because": placement.explain.chosen_because,
+        "evicts": len(placement.evicts),
     }
 
 
@@ -107,6 +108,9 @@ def _sentence(placement: Placement) -> str:
             f"; next best: {next_best.model} at {next_best.operator} for {format_dc(next_best.price_dc_per_gpu_hour)}"
         )
     )
+    if placement.evicts:
+        leases = f"{len(placement.evicts)} spot lease" + ("s" if len(placement.evicts) > 1 else "")
+        beside = f"; {leases} must leave first, so it is billed for at least ten minutes{beside}"
     return (
         f"{count} at {placement.operator}{away} for {price} per GPU-hour, by {placement.explain.chosen_because}{beside}"
     )

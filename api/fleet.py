@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Row, select, tuple_
 from sqlmodel import Session, col
 
+from api.commitments import draining, keep_seats, noticed
 from api.lifecycle import NEAR_SILENT_MS
 from api.schemas import RunRequest
 from api.standing import BOUND
@@ -100,9 +101,10 @@ def reload(session: Session, fleet: Fleet, supply: Suppliers, keys: Collection[t
             fleet.release(held.lease)
     prices, gpus, there = _prices(session, keys), _gpus(session, keys), set[str]()
     terms = read_terms(session, None if keys is None else {cluster for cluster, _ in keys})
+    drained = draining(session)
     owners = accounts(session) if any(one.isolation == NONE for one in terms.values()) else {}
     for row in _nodes(session, keys):
-        if row.cluster in supply.clusters and row.present and not row.lost:
+        if row.cluster in supply.clusters and row.present and not row.lost and (row.cluster, row.name) not in drained:
             operator = supply.clusters[row.cluster]
             offered = [_gpu(gpu, prices.get((row.cluster, gpu.model), {})) for gpu in gpus[row.cluster, row.name]]
             level = _level(gpus[row.cluster, row.name])
@@ -114,6 +116,7 @@ def reload(session: Session, fleet: Fleet, supply: Suppliers, keys: Collection[t
             fleet.remove_node(name)
     for held in _held(session, keys, there):
         _take(fleet, held)
+    keep_seats(session, fleet, there)
 
 
 def request_of(
@@ -287,10 +290,11 @@ def _held(session: Session, keys: Collection[tuple[str, str]] | None, there: set
             taken = taken.where(col(LeaseGpuRow.lease).in_([lease.id for lease in leases]))
         for row in session.scalars(taken) if leases else ():
             shares[row.lease].append(GpuShare(row.gpu, row.share_milli))
+    leaving = noticed(session, [lease.id for lease in leases])
     return [
         Held(
             lease.id,
-            lease.tier,  # type: ignore[arg-type]
+            "on_demand" if lease.id in leaving else lease.tier,  # type: ignore[arg-type]
             (Assignment(key, tuple(shares[lease.id]), lease.cpu_milli, lease.memory_bytes, lease.disk_bytes),),
             lease.granted_ms,
             _until_ms(lease, sum(share.milli for share in shares[lease.id]), *terms[lease.id]),

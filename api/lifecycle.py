@@ -146,6 +146,11 @@ def run_opened(state: RunState) -> RunStep | None:
     return RunStep(_R.RUNNING) if state is _R.STARTING else None
 
 
+def run_preempted(state: RunState, reason: Reason, message: str) -> RunStep | None:
+    """Every lease that it has got its notice; what becomes of it is decided when they end."""
+    return RunStep(_R.PREEMPTING, reason, message) if state in (_R.STARTING, _R.RUNNING) else None
+
+
 def run_cancelled(facts: RunFacts) -> RunStep | None:
     """Somebody cancelled it; with leases to close it is CANCELLING, else CANCELLED at once."""
     if is_terminal(RUN_EDGES, facts.state) or facts.state is _R.CANCELLING:

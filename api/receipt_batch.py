@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from api import nonces, receipt_rows, transitions
+from api import nonces, notices, receipt_rows, transitions
 from api.acceptance import TOO_LATE_MS, Judgement, Verdict, billable_ms, judge, window_ms
 from api.lifecycle import LeaseEvent
 from api.plane import Plane
@@ -286,7 +286,7 @@ class Batch:
             row.set_aside_dc += decided.add_dc
         self._session.add(row)
         if decided.stop is not None:
-            transitions.lease_event(self._plane, self._session, row, LeaseEvent.RELEASE, decided.stop)
+            notices.give(self._plane, self._session, row, Reason(decided.stop), row.notice_ms)
 
     def _nonce(self, cluster: str, receipt: Receipt) -> tuple[int | None, int | None]:
         """When the receipt's nonce was issued, and when the one after it was; None for one that was not issued here."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sqlalchemy import delete, select, update
 from sqlmodel import Session, col
 
-from api import distances, fleets, nonces, transitions
+from api import distances, evictions, fleets, nonces, notices, transitions
 from api.broker import Broker
 from api.lifecycle import CLIENT_SILENT_MS, CLOSE_WITHIN_MS, LOST_AFTER_MS, NEAR_SILENT_MS, OPEN_WITHIN_MS, LeaseEvent
 from api.plane import Plane
@@ -42,6 +42,12 @@ def refit(plane: Plane) -> bool:
 
 def _live(plane: Plane, session: Session) -> None:
     session.execute(update(UptimeRow).where(col(UptimeRow.id) == plane.life).values(last_seen_ms=plane.now_ms()))
+
+
+def _promised(plane: Plane, session: Session) -> None:
+    """Deadlines that nodes did not keep, and room that nobody waits for."""
+    notices.end_overdue(plane, session)
+    evictions.forget_idle(plane, session)
 
 
 def _queue(plane: Plane, session: Session) -> None:
@@ -121,6 +127,7 @@ _SWEEPS: tuple[Callable[[Plane, Session], None], ...] = (
     _unopened,
     _silent_agents,
     _silent_clients,
+    _promised,
     _queue,
     _forget,
 )

@@ -73,7 +73,7 @@ def lease_event(plane: Plane, session: Session, lease: LeaseRow, event: LeaseEve
 
 def _avoid_node(session: Session, lease: LeaseRow) -> None:
     """The lease ended by its node's fault: its runs try elsewhere first."""
-    for run in _live_runs(session, lease.id):
+    for run in live_runs(session, lease.id):
         run.excluded_nodes = [*run.excluded_nodes, node_key(lease.cluster, lease.node)][-_FAILURES:]
         session.add(run)
 
@@ -138,9 +138,17 @@ def leases_of(session: Session, run: str, *, active: bool = False) -> list[Lease
     return list(session.scalars(query.where(col(LeaseRow.state).in_(_ACTIVE)) if active else query))
 
 
+def live_runs(session: Session, lease: str) -> list[RunRow]:
+    """The runs that use a lease and are not over."""
+    rows = session.scalars(
+        select(RunRow).join(LeaseRunRow, col(LeaseRunRow.run) == col(RunRow.id)).where(col(LeaseRunRow.lease) == lease)
+    )
+    return [row for row in rows if not is_terminal(RUN_EDGES, RunState(row.state))]
+
+
 def _tell_runs(plane: Plane, session: Session, lease: LeaseRow) -> None:
     state = LeaseState(lease.state)
-    for run in _live_runs(session, lease.id):
+    for run in live_runs(session, lease.id):
         say(session, run_topic(run.id))
         if state is LeaseState.OPEN:
             run_step(plane, session, run, run_opened(RunState(run.state)))
@@ -204,14 +212,7 @@ def _release_unused(plane: Plane, session: Session, run: RunRow, decided: RunSte
 
 
 def _others(session: Session, lease: str, run: str) -> bool:
-    return any(other.id != run for other in _live_runs(session, lease))
-
-
-def _live_runs(session: Session, lease: str) -> list[RunRow]:
-    rows = session.scalars(
-        select(RunRow).join(LeaseRunRow, col(LeaseRunRow.run) == col(RunRow.id)).where(col(LeaseRunRow.lease) == lease)
-    )
-    return [row for row in rows if not is_terminal(RUN_EDGES, RunState(row.state))]
+    return any(other.id != run for other in live_runs(session, lease))
 
 
 def _send_release(plane: Plane, session: Session, lease: LeaseRow) -> None:

@@ -379,6 +379,10 @@ def test_a_budget_is_never_exceeded_and_its_end_stops_the_run(fabric, agent):
     for second in range(1, 25):
         agent.beat(1_000)
         agent.receipt(grant, TICK, second * 1_000)
+    notice = agent.expect(link.Notice)
+    assert (notice.lease, notice.reason, notice.notice_ms) == (grant.lease, "budget_exhausted", 5_000)
+    assert fabric.run(run)["state"] == "PREEMPTING"
+    agent.beat(3_000)
     assert agent.expect(link.Release).reason == "budget_exhausted"
     agent.receipt(grant, CLOSE, 60_000)
     ended = fabric.run(run)

@@ -1,0 +1,106 @@
+"""Evictions: spot leases get their notice because a run of a higher tier fits only in their place.
+
+`fabric.placement` chooses whom; here the choice is carried out, all of it or nothing: notices, and room kept for the
+run until it is placed there, is over, or waited too long. Works inside the caller's transaction.
+"""
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlmodel import Session, col
+
+from api import notices
+from api.commitments import seats_of
+from api.fleet import split_node
+from api.fleets import note_change
+from api.lifecycle import CLOSE_WITHIN_MS
+from api.notice_tables import EvictionRow
+from api.plane import Plane
+from api.tables import LeaseRow, RunRow
+from fabric.placement.answer import Placement
+from fabric.wire.machines import ACTIVE_LEASE_STATES, LeaseState, RunState
+from fabric.wire.reasons import Reason
+from ledger.pricing import HOLD_MS, PricedShare, cost_up, reserve_dc_up
+
+LEAST_MS = HOLD_MS
+"""A lease that evicts must be able to pay for so long, or it evicts nobody."""
+
+
+def begin(plane: Plane, session: Session, run: RunRow, placement: Placement) -> bool:
+    """Give the notices and keep the room; False, and nothing is done, when it could not be paid."""
+    if not _payable(plane, session, run, placement):
+        return False
+    victims = [session.get(LeaseRow, name) for name in placement.evicts]
+    if any(lease is None or lease.tier != "spot" or not _is_active(lease) for lease in victims):
+        return False
+    until = plane.now_ms()
+    for lease in victims:
+        assert lease is not None
+        until = max(until, notices.give(plane, session, lease, Reason.PREEMPTED, lease.notice_ms))
+    until += CLOSE_WITHIN_MS
+    session.add(EvictionRow(run=run.id, victims=list(placement.evicts), seats=_seats(placement), until_ms=until))
+    run.queued_until_ms = max(run.queued_until_ms, until + 1)
+    session.add(run)
+    session.flush()
+    _note(plane, session, session.get_one(EvictionRow, run.id))
+    return True
+
+
+def of(session: Session, run: str) -> EvictionRow | None:
+    """What the run waits for, if it evicted."""
+    return session.get(EvictionRow, run)
+
+
+def is_over(plane: Plane, session: Session, eviction: EvictionRow) -> bool:
+    """Whether every evicted lease has ended, or the run waited long enough for that."""
+    victims = session.scalars(select(LeaseRow).where(col(LeaseRow.id).in_(eviction.victims)))
+    return plane.now_ms() >= eviction.until_ms or not any(_is_active(lease) for lease in victims)
+
+
+def end(plane: Plane, session: Session, eviction: EvictionRow) -> None:
+    """Keep the room no longer."""
+    _note(plane, session, eviction)
+    session.delete(eviction)
+    session.flush()
+
+
+def forget_idle(plane: Plane, session: Session) -> None:
+    """Let go of what is kept for runs that do not wait any more: they are over, or were cancelled."""
+    query = select(EvictionRow, RunRow).join(RunRow, col(RunRow.id) == col(EvictionRow.run))
+    for eviction, _run in list(session.execute(query.where(col(RunRow.state) != RunState.QUEUED.value))):
+        end(plane, session, eviction)
+
+
+def _payable(plane: Plane, session: Session, run: RunRow, placement: Placement) -> bool:
+    ledger = plane.ledger(session)
+    shares = [
+        PricedShare(share.milli, placement.price_dc_per_gpu_hour)
+        for part in placement.assignments
+        for share in part.gpus
+    ]
+    needed = max(cost_up(shares, LEAST_MS), reserve_dc_up(shares, 0))
+    left = None if run.budget_dc is None else run.budget_dc - ledger.committed_dc(run.id)
+    return ledger.balance(run.customer).available >= needed and (left is None or left >= needed)
+
+
+def _seats(placement: Placement) -> list[dict[str, Any]]:
+    return [
+        {
+            "node": part.node,
+            "gpus": [[share.uuid, share.milli] for share in part.gpus],
+            "cpu_milli": part.cpu_milli,
+            "memory_bytes": part.memory_bytes,
+            "disk_bytes": part.disk_bytes,
+        }
+        for part in placement.assignments
+    ]
+
+
+def _note(plane: Plane, session: Session, eviction: EvictionRow) -> None:
+    for part in seats_of(eviction):
+        cluster, node = split_node(part.node)
+        note_change(session, plane.now_ms(), cluster, [node])
+
+
+def _is_active(lease: LeaseRow) -> bool:
+    return LeaseState(lease.state) in ACTIVE_LEASE_STATES

@@ -1,0 +1,174 @@
+"""Spot leases leave when a higher tier needs their GPUs: with notice, for somebody, and for nothing never."""
+
+import pytest
+from scripted import Agent, gpu, nodes
+
+from fabric.wire import link
+from fabric.wire.receipts import ReceiptKind
+
+CLOSE = ReceiptKind.CLOSE
+WORK = {"code": "0" * 64, "args": "1" * 64}
+
+
+@pytest.fixture
+def agent(fabric):
+    """Two H100, no more."""
+    agent = Agent(fabric, nodes=nodes(gpu(1), gpu(2)))
+    assert isinstance(agent.connect(), link.Welcome)
+    return agent
+
+
+def spot(fabric, agent, who="bob", gpus="H100:1", **members):
+    """A spot run that is running; (run id, its grant)."""
+    run = fabric.submit(who=who, gpu=[gpus], tier="spot", **members)["id"]
+    grant = agent.expect(link.Grant)
+    agent.open(grant)
+    return run, grant
+
+
+def closes(agent, grant, gpu_ms=1_000, reason="preempted"):
+    """What the agent says when the node has kept the deadline."""
+    agent.receipt(grant, CLOSE, gpu_ms, reason=reason)
+    agent.send(link.Ended(lease=grant.lease, generation=grant.generation, reason=reason))
+    agent.beat()
+
+
+def test_spot_gets_its_notice_and_the_run_that_needs_the_gpu_gets_it(fabric, agent):
+    evicted, grant = spot(fabric, agent, gpus="H100:2")
+    wants = fabric.submit(gpu=["H100:2"])
+    assert wants["state"] == "QUEUED"
+    assert "1 spot lease must leave first" in wants["explain"]["text"]
+    notice = agent.expect(link.Notice)
+    assert (notice.lease, notice.reason, notice.notice_ms) == (grant.lease, "preempted", 30_000)
+    assert fabric.run(evicted, who="bob")["state"] == "PREEMPTING"
+    agent.beat(10_000)
+    closes(agent, grant)
+    fabric.tick()
+    assert fabric.run(wants["id"])["state"] == "STARTING"
+    again = fabric.run(evicted, who="bob")
+    assert (again["state"], again["reason"]) == ("QUEUED", "preempted")
+    assert fabric.audit() == []
+
+
+def test_the_one_that_loses_least_goes_and_only_as_many_as_needed(fabric, agent):
+    long_ago, _ = spot(fabric, agent)
+    agent.beat(30_000)
+    lately, grant = spot(fabric, agent)
+    fabric.submit(gpu=["H100"])
+    assert agent.expect(link.Notice).lease == grant.lease
+    states = [fabric.run(run, who="bob")["state"] for run in (long_ago, lately)]
+    assert states == ["RUNNING", "PREEMPTING"]
+
+
+def test_the_room_is_kept_for_who_evicted(fabric, agent):
+    _, grant = spot(fabric, agent, gpus="H100:2")
+    wants = fabric.submit(gpu=["H100:2"])["id"]
+    agent.expect(link.Notice)
+    closes(agent, grant)
+    quick = fabric.submit(who="bob", gpu=["H100"])
+    assert quick["state"] == "QUEUED"
+    fabric.tick()
+    assert fabric.run(wants)["state"] == "STARTING"
+
+
+def test_on_demand_is_never_evicted_and_spot_evicts_nobody(fabric, agent):
+    holder = fabric.submit(who="bob", gpu=["H100:2"])["id"]
+    agent.open(agent.expect(link.Grant))
+    waits = [fabric.submit(gpu=["H100:2"], tier=tier)["id"] for tier in ("on_demand", "spot")]
+    fabric.tick(1_000)
+    assert fabric.run(holder, who="bob")["state"] == "RUNNING"
+    assert {fabric.run(run)["state"] for run in waits} == {"QUEUED"}
+
+
+def test_who_may_not_wait_evicts_nobody(fabric, agent):
+    evicted, _ = spot(fabric, agent, gpus="H100:2")
+    fabric.submit(gpu=["H100:2"], queue_timeout_ms=0, expect=409)
+    assert fabric.run(evicted, who="bob")["state"] == "RUNNING"
+
+
+def test_who_cannot_pay_ten_minutes_evicts_nobody(fabric, agent):
+    evicted, _ = spot(fabric, agent, gpus="H100:2")
+    fabric.submit(gpu=["H100:2"], budget_dc=60_000)
+    assert fabric.run(evicted, who="bob")["state"] == "RUNNING"
+    fabric.submit(gpu=["H100:2"], budget_dc=120_000)
+    assert fabric.run(evicted, who="bob")["state"] == "PREEMPTING"
+
+
+def test_a_dry_run_says_who_would_have_to_leave_and_evicts_nobody(fabric, agent):
+    evicted, _ = spot(fabric, agent, gpus="H100:2")
+    plan = fabric.submit(gpu=["H100:2"], dry_run=True, expect=200)
+    assert plan["explain"]["chosen"]["evicts"] == 1
+    assert "at least ten minutes" in plan["explain"]["text"]
+    assert fabric.run(evicted, who="bob")["state"] == "RUNNING"
+
+
+def test_a_lease_that_is_not_open_yet_goes_at_once(fabric, agent):
+    evicted = fabric.submit(who="bob", gpu=["H100:2"], tier="spot")["id"]
+    agent.expect(link.Grant)
+    fabric.submit(gpu=["H100:2"])
+    assert agent.expect(link.Release).reason == "preempted"
+    assert fabric.run(evicted, who="bob")["state"] == "STARTING"
+
+
+def test_one_eviction_for_one_run_and_a_second_run_waits(fabric, agent):
+    spot(fabric, agent, gpus="H100:2")
+    fabric.submit(gpu=["H100:2"])
+    agent.expect(link.Notice)
+    second = fabric.submit(gpu=["H100:2"])
+    assert second["state"] == "QUEUED"
+    assert "must leave" not in second["explain"]["text"]
+
+
+def test_a_winner_that_is_cancelled_leaves_the_notice_standing_and_the_room_to_others(fabric, agent):
+    evicted, grant = spot(fabric, agent, gpus="H100:2")
+    wants = fabric.submit(gpu=["H100:2"])["id"]
+    agent.expect(link.Notice)
+    fabric.call("POST", f"/v1/runs/{wants}/cancel")
+    agent.beat(1_000)
+    assert fabric.run(evicted, who="bob")["state"] == "PREEMPTING"
+    closes(agent, grant)
+    fabric.tick(1_000)
+    assert fabric.run(evicted, who="bob")["state"] == "STARTING"
+
+
+def test_a_node_that_keeps_no_deadline_is_ended_by_the_control_plane_and_the_rest_is_not_billed(fabric, agent):
+    evicted, grant = spot(fabric, agent, gpus="H100:2")
+    fabric.submit(gpu=["H100:2"])
+    agent.beat(31_000)
+    assert fabric.run(evicted, who="bob")["state"] == "PREEMPTING"
+    agent.beat(1_000)
+    assert agent.expect(link.Release).reason == "preempted"
+    agent.beat(30_000)
+    agent.receipt(grant, CLOSE, 62_000)
+    assert fabric.run(evicted, who="bob")["cost"]["gpu_ms"] <= 2 * 37_000
+    assert fabric.audit() == []
+
+
+def test_a_run_that_ends_within_its_notice_ends_as_what_it_is(fabric, agent):
+    evicted, _ = spot(fabric, agent, gpus="H100:2")
+    fabric.submit(gpu=["H100:2"])
+    agent.expect(link.Notice)
+    fabric.call("POST", f"/v1/runs/{evicted}/finish", {"state": "SUCCEEDED", "reason": "done"}, who="bob")
+    assert fabric.run(evicted, who="bob")["state"] == "SUCCEEDED"
+
+
+def test_an_agent_that_comes_back_is_told_of_the_notice_with_what_is_left(fabric, agent):
+    _, grant = spot(fabric, agent, gpus="H100:2")
+    fabric.submit(gpu=["H100:2"])
+    agent.expect(link.Notice)
+    agent.close()
+    fabric.tick(10_000)
+    agent.connect(held=[link.LeaseRef(lease=grant.lease, generation=grant.generation)])
+    assert agent.expect(link.Notice).notice_ms == 20_000
+
+
+def test_a_preempted_map_that_asks_for_more_leases_queues_before_its_last_one_ends(fabric, agent):
+    evicted, _ = spot(fabric, agent, gpus="H100:2", kind="map")
+    fabric.submit(gpu=["H100:2"])
+    agent.expect(link.Notice)
+    asked = fabric.call("POST", f"/v1/runs/{evicted}/leases", {"count": 1, "exclude_nodes": []}, who="bob")
+    assert asked["state"] == "QUEUED"
+    again = Agent(fabric, cluster="second", nodes=nodes(gpu(8), gpu(9), name="node-8"))
+    again.connect()
+    fabric.tick(1_000)
+    assert again.expect(link.Grant).run == evicted
