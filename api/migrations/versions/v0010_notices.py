@@ -6,7 +6,7 @@ from sqlmodel import SQLModel
 from api.notice_tables import notice_tables
 
 revision = "notices"
-down_revision = "gateways"
+down_revision = "pools"
 
 
 def upgrade() -> None:
