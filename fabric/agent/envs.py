@@ -24,7 +24,7 @@ import structlog
 
 from fabric.agent.install import has_pip
 from fabric.agent.sandbox import Bind, Child, ChildSpec, Isolation, Limits, SandboxError
-from fabric.agent.sandbox.interpreter import needs
+from fabric.agent.sandbox.interpreter import needs, others
 from fabric.agent.sandbox.proxy import Allowed, Proxy
 from fabric.agent.sandbox.uids import fresh_uids
 from fabric.wire.surroundings import HOSTS, NONE, EnvSpec, check_env
@@ -68,6 +68,8 @@ class Env:
 
     digest: str
     site: Path
+    interpreter: Path | None = None
+    """Another one than the node's own, if that was asked for; `python` in the environment's `bin` is this one."""
 
 
 class Envs:
@@ -110,7 +112,16 @@ class Envs:
             self._drop(digest)
             raise
         os.utime(self._root / digest)
-        return Env(digest, self._root / digest / "site")
+        return Env(digest, self._root / digest / "site", self._interpreter(spec))
+
+    def _interpreter(self, spec: EnvSpec) -> Path | None:
+        """Raises EnvError when this node does not have the Python that was asked for."""
+        if spec.python in ("", sysconfig.get_python_version()):
+            return None
+        found = others().get(spec.python)
+        if found is None:
+            raise EnvError(f"this node has no Python {spec.python}")
+        return found
 
     def release(self, env: Env) -> None:
         """It is not used any more by who got it."""
@@ -145,7 +156,13 @@ class Envs:
     async def _build(self, digest: str, spec: EnvSpec) -> None:
         work = self._root / f".{digest}-{secrets.token_hex(4)}"
         try:
-            await self._install(work, spec)
+            interpreter = self._interpreter(spec)
+            if spec.pip:
+                await self._install(work, spec)
+            else:
+                _make(work, None)
+            if interpreter is not None:
+                _put_first(work / "site" / "bin", interpreter)
             size = await asyncio.to_thread(_settle, work)
             (work / "size").write_text(str(size))
             work.rename(self._root / digest)
@@ -236,6 +253,14 @@ class Envs:
                 doomed = path.rename(self._root / f".gone-{path.name}-{secrets.token_hex(4)}")
                 shutil.rmtree(doomed, ignore_errors=True)
                 _log.info("environment removed", digest=path.name)
+
+
+def _put_first(folder: Path, interpreter: Path) -> None:
+    """Programs of the environment that ask for `python` get this one."""
+    folder.mkdir(exist_ok=True)
+    for name in ("python", "python3"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(interpreter)
 
 
 def _make(work: Path, uid: int | None) -> None:

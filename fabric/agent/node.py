@@ -28,7 +28,7 @@ from fabric.agent.mesh import GangLine
 from fabric.agent.meter import LeaseMeter, MeterError
 from fabric.agent.pool import Needs, Pool
 from fabric.agent.sandbox import Bubblewrap, ChildSpec, Isolation, Plain, SandboxError
-from fabric.agent.sandbox.interpreter import needs
+from fabric.agent.sandbox.interpreter import needs, others
 from fabric.agent.sandbox.tun import DEVICE
 from fabric.agent.stream import FrameStream
 from fabric.agent.surroundings import Means, Seat, Surroundings, Wish
@@ -435,7 +435,8 @@ class Node:
         networks = (GANG, OPEN, HOSTS) if self._isolation.name == NONE else self._config.networks
         if self._isolation.name != NONE and not os.access(DEVICE, os.R_OK | os.W_OK):
             networks = tuple(network for network in networks if network != GANG)
-        return [*(f"network:{network}" for network in networks), *(["env"] if self._means.envs.possible else [])]
+        envs = ["env"] if self._means.envs.possible else []
+        return [*(f"network:{network}" for network in networks), *envs, *(f"python:{minor}" for minor in others())]
 
     def _make_means(self) -> Means:
         config = self._config

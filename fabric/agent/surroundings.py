@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fabric.agent.child import python_minor
 from fabric.agent.envs import Env, Envs
 from fabric.agent.mesh import Mesh, address_of
 from fabric.agent.pool import Needs
 from fabric.agent.sandbox import Bind
+from fabric.agent.sandbox.interpreter import prefix_of
 from fabric.agent.sandbox.proxy import Allowed, Proxy
 from fabric.wire.surroundings import HOSTS, NONE, OPEN, EnvSpec
 
@@ -71,8 +73,9 @@ class Surroundings:
 
     @property
     def installs(self) -> bool:
-        """Whether packages are wanted: that takes long, and is paid."""
-        return self._wish.env is not None and bool(self._wish.env.pip)
+        """Whether packages or another Python are wanted: that may take long, and is paid."""
+        env = self._wish.env
+        return env is not None and bool(env.pip or env.python not in ("", python_minor()))
 
     @property
     def site(self) -> str:
@@ -116,7 +119,9 @@ class Surroundings:
             return found
         if self.mesh is not None:
             found = replace(found, names=self.mesh.names, address=address_of(self.mesh.rank))
-        return replace(found, binds=tuple(map(Bind, seen)))
+        interpreter = self._env.interpreter if self._env is not None else None
+        more = prefix_of(interpreter) if interpreter is not None else ()
+        return replace(found, binds=(*map(Bind, seen), *more))
 
     def attach(self, wire: int | None) -> None:
         """A child has started with this end of its wire."""

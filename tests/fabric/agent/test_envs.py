@@ -12,6 +12,7 @@ import pytest
 from fabric.agent import dialect, events
 from fabric.agent.envs import EnvError, EnvOptions, Envs
 from fabric.agent.sandbox import Bubblewrap, Plain
+from fabric.client.command import run_command
 from fabric.wire import channel
 from fabric.wire.reasons import Reason
 from fabric.wire.surroundings import EnvSpec
@@ -213,5 +214,38 @@ async def test_a_lease_without_packages_sees_none_of_those_of_another(make_site,
         other = await site.leased("lease_2", run="run_2", gpus=[[site.gpus[1], 1000]])
         other.call(other.function(os.path.lexists), str(site.config.state_dir / "envs"))
         assert await other.outcomes(1) == {0: False}
+    finally:
+        await site.stop()
+
+
+async def test_another_python_of_the_node_runs_a_command_with_packages_for_it(make_node, tmp_path, monkeypatch):
+    folder = tmp_path / "py" / "bin"
+    folder.mkdir(parents=True)
+    other = folder / "python3.29"
+    other.write_text("#!/bin/sh\necho other $PYTHONPATH\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    site = make_node()
+    await site.start()
+    try:
+        assert "python:3.29" in site.hello["info"]["capabilities"]
+        customer = await site.leased(env={"python": "3.29", "pip": ["deep"]})
+        customer.call(customer.function(run_command), "python | grep -q '^other .*/site' && python3")
+        assert await customer.outcomes(1) == {0: 0}
+        bare = await site.leased("lease_2", run="run_2", gpus=[[site.gpus[1], 1000]], env={"python": "3.29", "pip": []})
+        bare.call(bare.function(run_command), "python | grep -q ^other", run="run_2")
+        assert await bare.outcomes(1) == {0: 0}
+    finally:
+        await site.stop()
+
+
+async def test_a_python_that_the_node_does_not_have_ends_the_lease(make_node):
+    site = make_node()
+    await site.start()
+    try:
+        customer = await site.leased(env={"python": "3.28", "pip": []})
+        header, _ = await customer.next(channel.CLOSED)
+        assert header[1] == Reason.DEPS_INSTALL
+        assert "this node has no Python 3.28" in header[2]
     finally:
         await site.stop()
