@@ -384,11 +384,23 @@ class LeaseInEpoch(_Out):
     settlement: str
 
 
+class StatementOut(_Out):
+    body: str
+    signature: str
+    session_key: str
+
+
+class EquivocationOut(_Out):
+    first: StatementOut
+    second: StatementOut
+
+
 class RunReceipts(_Out):
     fabric_id: str
     operators: dict[str, OperatorKeys]
     receipts: list[ReceiptOut]
     epochs: list[LeaseInEpoch]
+    equivocations: list[EquivocationOut]
 
 
 class Gpu(_Out):

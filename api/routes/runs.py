@@ -15,6 +15,7 @@ from api import idempotency, schemas, transitions
 from api.broker import Broker
 from api.deps import CallerDep, PlaneDep, ReadSession, WriteSession
 from api.errors import NotFound
+from api.lies import equivocations
 from api.plane import Plane
 from api.signals import run_topic
 from api.tables import ClusterRow, ReceiptRow, RunRow, SessionKeyRow
@@ -148,7 +149,10 @@ def receipt(plane: PlaneDep, session: ReadSession, caller: CallerDep, run_id: st
     operators = {lease.operator: _keys(session, lease.operator) for lease in leases}
     receipts = [schemas.ReceiptOut(receipt=base64.b64encode(row.signed).decode()) for row in rows]
     epochs = [_lease_in_epoch(proof) for lease in leases for proof in lease_proofs(session, lease.id)]
-    return schemas.RunReceipts(fabric_id=plane.fabric_id, operators=operators, receipts=receipts, epochs=epochs)
+    lies = [schemas.EquivocationOut(**proof.to_json()) for proof in equivocations(session, [one.id for one in leases])]
+    return schemas.RunReceipts(
+        fabric_id=plane.fabric_id, operators=operators, receipts=receipts, epochs=epochs, equivocations=lies
+    )
 
 
 def _lease_in_epoch(proof: LeaseProof) -> schemas.LeaseInEpoch:

@@ -243,6 +243,12 @@ def receipt(
         except ReceiptError as error:
             raise InvalidRequest(f"the receipts are not what they claim: {error}") from None
         print(f"verified: {len(checked)} receipts, every signature, task list and chain")
+        for lie in found.equivocations:
+            one, two = lie.verify()
+            print(
+                f"EQUIVOCATION proven: operator {one.operator} signed 0x{one.hash.hex()} and 0x{two.hash.hex()} "
+                f"as receipt #{one.seq} of {one.lease}"
+            )
         _print_proof(proof)
 
 

@@ -14,6 +14,7 @@ from fabric.client.proof import LeaseInEpoch, RunProof, prove
 from fabric.client.session import Session
 from fabric.wire import channel, frames
 from fabric.wire.amounts import dc_to_usd, format_dc
+from fabric.wire.equivocation import Equivocation
 from fabric.wire.errors import Error, InvalidRequest, ServiceError, Timeout, run_failed
 from fabric.wire.machines import RUN_EDGES, RunState, is_terminal
 from fabric.wire.reasons import EXPLANATIONS, Reason
@@ -52,12 +53,16 @@ class Explanation:
 
 @dataclass(frozen=True)
 class RunReceipt:
-    """A run's signed receipts, the keys of the operators that signed them, and their way into closed epochs."""
+    """A run's signed receipts, the keys of the operators that signed them, and their way into closed epochs.
+
+    `equivocations` prove that an operator signed two different receipts under one number.
+    """
 
     fabric_id: str
     receipts: tuple[SignedReceipt, ...]
     session_keys: dict[str, tuple[bytes, ...]]
     epochs: tuple[LeaseInEpoch, ...] = ()
+    equivocations: tuple[Equivocation, ...] = ()
 
     @classmethod
     def from_answer(cls, answer: Mapping[str, Any]) -> "RunReceipt":
@@ -73,7 +78,8 @@ class RunReceipt:
             }
             signed = tuple(SignedReceipt.from_bytes(base64.b64decode(r["receipt"])) for r in answer["receipts"])
             epochs = tuple(map(LeaseInEpoch.from_answer, answer.get("epochs", ())))
-            return cls(answer["fabric_id"], signed, keys, epochs)
+            lies = tuple(map(Equivocation.from_json, answer.get("equivocations", ())))
+            return cls(answer["fabric_id"], signed, keys, epochs, lies)
         except ReceiptError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -84,7 +90,14 @@ class RunReceipt:
         operators = {name: {"session_keys": [key.hex() for key in keys]} for name, keys in self.session_keys.items()}
         receipts = [{"receipt": base64.b64encode(signed.to_bytes()).decode()} for signed in self.receipts]
         epochs = [link.to_answer() for link in self.epochs]
-        return {"fabric_id": self.fabric_id, "operators": operators, "receipts": receipts, "epochs": epochs}
+        lies = [proof.to_json() for proof in self.equivocations]
+        return {
+            "fabric_id": self.fabric_id,
+            "operators": operators,
+            "receipts": receipts,
+            "epochs": epochs,
+            "equivocations": lies,
+        }
 
     def verify(self) -> tuple[Receipt, ...]:
         """The receipts' statements, after signatures, task lists and each lease's chain were checked. Works offline.
@@ -92,8 +105,10 @@ class RunReceipt:
         Raises:
             ReceiptError: says which receipt is not what it claims.
         """
-        from fabric.client.verification import verify_chain
+        from fabric.client.verification import verify_chain, verify_equivocation
 
+        for proof in self.equivocations:
+            verify_equivocation(self.fabric_id, proof, self.session_keys)
         return verify_chain(self.fabric_id, self.receipts, self.session_keys)
 
     def proof(self) -> RunProof:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from fabric.wire.equivocation import Equivocation
 from fabric.wire.receipts import GENESIS_HASH, Receipt, ReceiptError, ReceiptKind, SignedReceipt
 
 
@@ -28,6 +29,20 @@ def verify_chain(
         _check_link(previous, receipt)
         previous = receipt
     return tuple(checked)
+
+
+def verify_equivocation(fabric_id: str, proof: Equivocation, session_keys: Mapping[str, Sequence[bytes]]) -> None:
+    """Whether an operator of this fabric said two things under one number.
+
+    Raises:
+        ReceiptError: the two do not contradict each other, or they are not signed by the operator's keys.
+    """
+    receipt, _ = proof.verify()
+    name = f"the equivocation about receipt {receipt.seq} of {receipt.lease}"
+    if receipt.fabric_id != fabric_id:
+        raise ReceiptError(f"{name} is of fabric {receipt.fabric_id}")
+    if not {proof.first.key, proof.second.key} <= set(session_keys.get(receipt.operator, ())):
+        raise ReceiptError(f"{name} is not signed by keys of operator {receipt.operator}")
 
 
 def _signed_by_one_of(signed: SignedReceipt, session_keys: Mapping[str, Sequence[bytes]]) -> Receipt:

@@ -262,14 +262,22 @@ class SignedReceipt:
         Raises:
             ReceiptError: another key, another body, or another task list.
         """
+        receipt = self.verify_body(session_key)
+        if len(self.tasks) != receipt.task_count or task_root(self.tasks) != receipt.task_root:
+            raise ReceiptError(f"the tasks beside receipt {receipt.seq} of {receipt.lease} are not the ones it signs")
+        return receipt
+
+    def verify_body(self, session_key: bytes) -> Receipt:
+        """The signed body alone, whatever tasks are beside it.
+
+        Raises:
+            ReceiptError: another key, or another body.
+        """
         try:
             VerifyKey(session_key).verify(_DOMAIN + self.body, self.signature)
         except (BadSignatureError, ValueError):
             raise ReceiptError("a receipt's signature is not by the operator's session key") from None
-        receipt = self.receipt
-        if len(self.tasks) != receipt.task_count or task_root(self.tasks) != receipt.task_root:
-            raise ReceiptError(f"the tasks beside receipt {receipt.seq} of {receipt.lease} are not the ones it signs")
-        return receipt
+        return self.receipt
 
 
 def sign(receipt: Receipt, tasks: Sequence[TaskLine], key: SigningKey) -> SignedReceipt:

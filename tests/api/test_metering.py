@@ -1,6 +1,7 @@
 """Receipts at the control plane: what is billed, what is refused, and what changes nothing."""
 
 import base64
+import json
 
 import msgpack
 import pytest
@@ -9,6 +10,8 @@ from sqlmodel import select
 
 from api.metering import Arrived
 from api.tables import EquivocationRow, LeaseRow, TaskRow
+from fabric import cli
+from fabric.client.runs import RunReceipt
 from fabric.wire import link
 from fabric.wire.receipts import GENESIS_HASH, ReceiptKind, RunLine, SignedReceipt
 
@@ -69,6 +72,31 @@ def test_another_body_under_the_same_number_is_refused_and_kept_as_proof(fabric,
     assert isinstance(refusal, link.RejectReceipt)
     with fabric.plane.database.read() as session:
         assert [(row.lease, row.seq) for row in session.exec(select(EquivocationRow))] == [(grant.lease, 1)]
+
+
+def test_an_equivocation_is_handed_to_the_customer_as_a_proof_that_verifies_offline(
+    fabric, agent, opened, tmp_path, capsys
+):
+    run, grant = opened
+    agent.beat(5_000)
+    agent.receipt(grant, TICK, 2_000)
+    agent.chains[grant.lease] = (1, agent.chains[grant.lease][1])
+    agent.receipt(grant, TICK, 3_000, advance=False)
+    answer = fabric.call("GET", f"/v1/runs/{run}/receipt")
+    kept = RunReceipt.from_answer(json.loads(json.dumps(answer)))
+    assert kept.to_answer() == answer
+    [proof] = kept.equivocations
+    kept.verify()
+    assert [line.gpu_ms for said in proof.verify() for line in said.gpus] == [2_000, 3_000]
+
+    (tmp_path / "kept.json").write_text(json.dumps(answer))
+    assert cli.main(["receipt", str(tmp_path / "kept.json"), "--verify"]) == 0
+    assert f"EQUIVOCATION proven: operator op-1 signed 0x{proof.verify()[0].hash.hex()}" in capsys.readouterr().out
+
+    answer["equivocations"][0]["second"] = answer["equivocations"][0]["first"]
+    (tmp_path / "kept.json").write_text(json.dumps(answer))
+    assert cli.main(["receipt", str(tmp_path / "kept.json"), "--verify"]) == 2
+    assert "no equivocation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
