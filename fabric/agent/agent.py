@@ -70,6 +70,7 @@ class Agent:
         self._applied: dict[str, int] = {node: offset for node, (_, offset) in self._journals.items()}
         self._acked: dict[Key, int] = {}
         self._lost: set[str] = set()
+        self._details: dict[Key, str] = {}
         self._fabric_id = ""
         self._nonce: tuple[int, bytes] | None = None
         self._stirred = asyncio.Event()
@@ -242,6 +243,8 @@ class Agent:
         account = self._sealer.accounts.get((lease, generation))
         if account is None or account.finished:
             self._tell_ended(lease, generation, reason, detail)
+        else:
+            self._details[lease, generation] = detail
 
     def on_meter(self, node: str, offset: int, records: list[bytes]) -> None:
         self._applied[node] = self._sealer.apply(node, offset, records)
@@ -424,7 +427,7 @@ class Agent:
 
     def _after_store(self, sealed: Sealed) -> None:
         if sealed.closed is not None:
-            self._tell_ended(*sealed.key, sealed.closed)
+            self._tell_ended(*sealed.key, sealed.closed, self._details.pop(sealed.key, ""))
 
     def _forget_finished(self) -> None:
         accounts = self._sealer.accounts

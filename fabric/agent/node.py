@@ -163,6 +163,8 @@ class Node:
             del self._leases[lease.spec.lease]
         if lease.ended is not None:
             self._over[lease.spec.lease, lease.spec.generation] = lease.ended
+            if lease.meter is not None and lease.ended[1]:
+                self._tell([dialect.ENDED, lease.spec.lease, lease.spec.generation, *lease.ended])
         while len(self._over) > REMEMBERED:
             del self._over[next(iter(self._over))]
 

@@ -337,6 +337,23 @@ async def test_a_lease_is_opened_used_metered_and_closed(operator):
     assert all(receipt.simulated for receipt in chain)
 
 
+async def test_a_failed_installation_is_a_paid_lease_and_says_why_to_the_control_plane_and_to_late_customers(operator):
+    control = operator.control
+    await operator.grant(env=link.EnvSpec(python="3.28"), network="none")
+    await control.wait(lambda: control.of(link.Ended, lease="lease_1"))
+    assert control.of(link.Opened, lease="lease_1")
+    (ended,) = control.of(link.Ended, lease="lease_1")
+    assert (ended.reason, "this node has no Python 3.28" in ended.detail) == (Reason.DEPS_INSTALL, True)
+    last = control.closing("lease_1")[0].receipt
+    (run,) = last.runs
+    assert run.setup_ms == run.gpu_ms >= 1000
+    assert run.idle_ms == 0
+    async with operator.dial() as socket:
+        closed, _ = await read(socket, channel.CLOSED)
+    assert closed[1] == Reason.DEPS_INSTALL
+    assert "this node has no Python 3.28" in closed[2]
+
+
 async def test_a_restarted_node_is_found_again_and_its_leases_are_closed_as_lost(operator, make_site):
     control = operator.control
     await operator.open()
