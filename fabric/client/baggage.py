@@ -111,15 +111,17 @@ _shared: dict[str, Path] = {}
 
 def _hide(error: BaseException, secrets: Mapping[str, str]) -> None:
     """An error's texts travel and are kept: where a secret's value stands in them its name is put."""
-    if not secrets:
-        return
-    error.args = tuple(_hidden(one, secrets) for one in error.args)
-    for name, value in list(getattr(error, "__dict__", {}).items()):
-        if isinstance(value, str | list):
-            error.__dict__[name] = _hidden(value, secrets)
-    for cause in (error.__cause__, error.__context__):
-        if cause is not None and cause is not error:
-            _hide(cause, secrets)
+    waiting, seen = [error] if secrets else [], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.args = tuple(_hidden(argument, secrets) for argument in one.args)
+        for name, value in list(getattr(one, "__dict__", {}).items()):
+            if isinstance(value, str | list):
+                one.__dict__[name] = _hidden(value, secrets)
+        waiting += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
 
 
 def _hidden(value: Any, secrets: Mapping[str, str]) -> Any:

@@ -75,6 +75,18 @@ def test_a_secret_is_not_in_the_texts_of_errors(small_fabric):
     assert SECRET not in "".join(caught.value.__notes__)
 
 
+def test_a_secret_is_not_in_the_texts_of_causes_even_when_they_go_round(small_fabric):
+    def leak():
+        first, second = KeyError(os.environ["HF_TOKEN"]), ValueError("then")
+        first.__cause__, second.__cause__ = second, first
+        raise second
+
+    with pytest.raises(ValueError, match="then") as caught:
+        fabric.run(leak, secrets={"HF_TOKEN": SECRET})
+    assert "<HF_TOKEN>" in "".join(caught.value.__notes__)
+    assert SECRET not in "".join(caught.value.__notes__)
+
+
 def test_a_detached_runs_secrets_are_in_its_arguments_which_are_marked(small_fabric):
     fabric.submit(lambda: 7, secrets={"HF_TOKEN": SECRET}).wait(10)
     work = next(body["work"] for method, path, body in small_fabric.requests if (method, path) == ("POST", "/v1/runs"))

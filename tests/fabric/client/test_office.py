@@ -1,6 +1,9 @@
 """Measuring before a run is posted: what the control plane asks for, and nothing where distance does not matter."""
 
+import asyncio
+
 import fabric
+from fabric.client import session
 
 
 def told(small_fabric):
@@ -49,3 +52,18 @@ def test_offers_with_a_limit_are_measured_too(small_fabric):
     small_fabric.probes = [probe("a", gateway=small_fabric.url)]
     assert fabric.offers(max_rtt_ms=50)[0].rtt_ms is None
     assert told(small_fabric) == [[], ["a", "control"]]
+
+
+def test_a_session_does_not_end_before_the_ends_of_its_runs_are_told(small_fabric):
+    current = session.current()
+    heard = []
+
+    async def slow():
+        await asyncio.sleep(0.1)
+        heard.append("finish")
+
+    current.loop.post(lambda: current.office.tell(slow()))
+    fabric.run(lambda: 7)
+    session.end()
+    assert heard == ["finish"]
+    assert small_fabric.requests[-1][1].endswith("/end")
