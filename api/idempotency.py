@@ -1,7 +1,8 @@
 """Idempotency keys: one effect per key, and the same answer to the same request.
 
 A key is claimed in a transaction of its own before the work, so that a second request meanwhile sees it in flight; the
-answer is stored in the transaction of the work itself. A refusal has no effect and gives the key back.
+answer is stored in the transaction of the work itself. A refusal has no effect and gives the key back. Keys are kept
+for ever: what they guard costs money, and a request that was stuck somewhere for a month must not cost it again.
 """
 
 import hashlib

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ledger.chain.link import ChainLink  # web3 with it, which a control plane without a chain does not need
 
 _FABRIC_ID, _PAYER_SALT, _GENESIS, _EPOCH_MS = "fabric_id", "payer_salt", "genesis_ms", "epoch_ms"
+_SIGNER = "token_key"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,10 @@ def build(settings: Settings, clock: Clock, chain_settings: ChainSettings | None
         database.check()
         migrate(database)
         life = new_id("life")
+        token_key = keys.load_or_make(settings.state_dir / "token.key")
         steady, facts = _begin(database, clock, life, settings, chain)
+        if database.shared:
+            token_key = _shared_key(database, token_key)
     except BaseException:
         database.close()
         raise
@@ -103,7 +107,7 @@ def build(settings: Settings, clock: Clock, chain_settings: ChainSettings | None
         ),
         logs=Logs(settings.state_dir / "logs", database, signals),
         metrics=Metrics(),
-        token_key=keys.load_or_make(settings.state_dir / "token.key"),
+        token_key=token_key,
         fabric_id=facts[_FABRIC_ID],
         payer_salt=bytes.fromhex(facts[_PAYER_SALT]),
         ledger_settings=replace(settings.ledger, genesis_ms=int(facts[_GENESIS])),
@@ -144,6 +148,15 @@ def _begin(
             f"{settings.epoch_s}; set it back, or use another state directory"
         )
     return steady, facts
+
+
+def _shared_key(database: Database, own: SigningKey) -> SigningKey:
+    """The key of all control planes on one database: the first one's, so that each accepts the others' tokens.
+
+    Whoever may read the database could sign lease tokens with it; they could grant themselves leases there as well.
+    """
+    with database.write() as session:
+        return SigningKey(bytes.fromhex(_fact(session, _SIGNER, bytes(own).hex())))
 
 
 def _link(settings: ChainSettings | None) -> "ChainLink | None":

@@ -5,18 +5,17 @@ Called about once a second; each sweep is one transaction and may run late or tw
 
 from collections.abc import Callable
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 from sqlmodel import Session, col
 
 from api import distances, evictions, fleets, nonces, notices, transitions
 from api.broker import Broker
 from api.lifecycle import CLIENT_SILENT_MS, CLOSE_WITHIN_MS, LOST_AFTER_MS, NEAR_SILENT_MS, OPEN_WITHIN_MS, LeaseEvent
 from api.plane import Plane
-from api.tables import ClusterRow, IdempotencyRow, LeaseRow, RunRow, SessionRow, UptimeRow
+from api.tables import ClusterRow, LeaseRow, RunRow, SessionRow, UptimeRow
 from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal
 from fabric.wire.reasons import Reason
 
-_KEYS_KEPT_MS = 7 * 86_400_000
 _ACTIVE = [state.value for state in ACTIVE_LEASE_STATES]
 
 
@@ -114,8 +113,6 @@ def _forget(plane: Plane, session: Session) -> None:
     nonces.forget_old(session, plane.now_ms())
     distances.forget_old(session, plane.now_ms())
     fleets.forget_old(session, plane.now_ms())
-    old = plane.now_ms() - _KEYS_KEPT_MS
-    session.execute(delete(IdempotencyRow).where(col(IdempotencyRow.created_ms) < old))
 
 
 def _up_since(plane: Plane, session: Session) -> int:

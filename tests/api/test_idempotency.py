@@ -21,6 +21,15 @@ def test_the_same_key_and_body_answers_the_same_and_leases_once(fabric, agent):
     assert len(fabric.call("GET", "/v1/runs")["runs"]) == 1
 
 
+def test_a_key_is_kept_for_ever(fabric, agent):
+    name = new_id("run")
+    first = submit(fabric, "k", id=name)
+    fabric.tick(400 * 86_400_000)
+    assert submit(fabric, "k", id=name) == first
+    assert submit(fabric, "k", expect=422)["type"].endswith("invalid-request")
+    assert len(fabric.call("GET", "/v1/runs")["runs"]) == 1
+
+
 def test_the_same_key_with_another_body_is_refused(fabric, agent):
     submit(fabric, "k")
     assert submit(fabric, "k", expect=422)["type"].endswith("invalid-request")

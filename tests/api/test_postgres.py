@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel import Session
 from starlette.testclient import WebSocketDenialResponse
 
+from api import keys
 from api.app import create_app
 from api.database import say
 from api.listening import Listener
@@ -70,6 +71,13 @@ def test_two_control_planes_migrate_once_and_are_one_fabric(planes):
     one, two = planes
     assert one.fabric_id == two.fabric_id
     assert one.life != two.life
+
+
+def test_two_control_planes_accept_each_others_tokens(planes):
+    one, two = planes
+    token = keys.blob_token(one.token_key, "op-1", one.now_ms())
+    assert keys.read_blob_token(two.token_key, token, two.now_ms()) == "op-1"
+    assert bytes(one.token_key) == bytes(two.token_key)
 
 
 def test_sixty_four_clients_of_two_control_planes_never_overspend_one_wallet(planes):
