@@ -6,7 +6,7 @@ import structlog
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from api import inventory, transitions
+from api import gangs, inventory, transitions
 from api.distances import write_rtts
 from api.lifecycle import ENDED_MS, LeaseEvent
 from api.plane import Plane
@@ -101,6 +101,9 @@ class AgentEvents:
         session.add(attempt)
         run = session.get_one(RunRow, message.run)
         if is_terminal(RUN_EDGES, RunState(run.state)) or run.state == RunState.CANCELLING.value:
+            return
+        if gangs.is_gang(run):
+            transitions.rank_ended(self._plane, session, run, attempt, lease, message.result)
             return
         run.result_blob, run.result_message = message.result, message.message
         text = message.message or EXPLANATIONS[reason]

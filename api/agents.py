@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from api import enrolment, inventory, keys, nonces, notices, transitions
+from api import enrolment, gangs, inventory, keys, nonces, notices, transitions
 from api.agent_events import AgentEvents
 from api.distances import FRESH_MS, neighbours, write_location
 from api.fleet import cluster_id
@@ -364,6 +364,7 @@ class _Connection:
                 if lease.state == LeaseState.CLOSING.value:
                     found.append((("release", lease.id, lease.generation), _release(session, lease)))
             found += notices.to_send(session, self.admitted.cluster, self._plane.now_ms())
+            found += gangs.stops(session, self.admitted.cluster)
             return found + _work(session, self.admitted.cluster)
 
 
@@ -407,6 +408,7 @@ def _grant(session: Session, lease: LeaseRow) -> link.Grant:
         env=EnvSpec(**env) if env else None,
         network=network,
         hosts=hosts,
+        gang=gangs.gang_of(session, lease),
     )
 
 
@@ -418,7 +420,7 @@ def _release(session: Session, lease: LeaseRow) -> link.Release:
 def _work(session: Session, cluster: str) -> list[tuple[tuple[Any, ...], Any]]:
     """Attempts of detached runs that an open lease of the cluster waits for."""
     query = (
-        select(AttemptRow, RunRow)
+        select(AttemptRow, RunRow, LeaseRow)
         .join(LeaseRow, col(LeaseRow.id) == col(AttemptRow.lease))
         .join(RunRow, col(RunRow.id) == col(AttemptRow.run))
         .where(
@@ -439,9 +441,10 @@ def _work(session: Session, cluster: str) -> list[tuple[tuple[Any, ...], Any]]:
                 code=run.code,
                 args=run.args,
                 timeout_ms=int(run.request.get("timeout_ms", 0)),
+                gang=gangs.gang_of(session, lease),
             ),
         )
-        for attempt, run in session.execute(query)
+        for attempt, run, lease in session.execute(query)
     ]
 
 

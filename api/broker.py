@@ -11,12 +11,13 @@ from sqlalchemy import case, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from api import evictions, transitions
+from api import evictions, gangs, transitions
 from api import fleet as fleets
 from api.database import say
 from api.decisions import explain, nearest_of, refused
 from api.distances import caller_rtts_ms, wants_near, write_rtts
 from api.errors import Conflict, NotFound
+from api.fleet import node_key
 from api.granting import default_budget_dc, grant, join
 from api.lifecycle import NEAR_SILENT_MS, NOT_BILLED_BACK, LeaseEvent, RunStep, run_failed, run_finished
 from api.plane import Plane
@@ -180,7 +181,7 @@ class Broker:
         Raises:
             Conflict: the run is detached: its agent says so, not a process.
         """
-        if run.detached:
+        if run.code:
             raise Conflict(f"run {run.id} is detached; it ends when its task does, or with cancel")
         decided = run_finished(RunState(run.state), to, reason_of(reason), message)
         transitions.run_step(self._plane, self._session, run, decided)
@@ -305,7 +306,10 @@ class Broker:
             detached=detached,
             request=_stored(request),
             budget_dc=request.budget_dc,
-            own_lease=detached or request.budget_dc is not None or request.kind in _OWN_LEASES,
+            own_lease=detached
+            or request.nodes > 1
+            or request.budget_dc is not None
+            or request.kind in _OWN_LEASES,
             created_ms=now,
             queued_until_ms=now + request.queue_timeout_ms,
             tasks_total=request.tasks,
@@ -389,6 +393,15 @@ class Broker:
             transitions.run_step(self._plane, self._session, run, decided_step)
 
     def _decide(self, request: RunRequest, exclude: Sequence[str]) -> tuple[Fleet, Placement | Refusal]:
+        """Placement at the largest size that fits, or why not even the smallest does."""
+        fleet, decided = self._decide_size(request, exclude)
+        for nodes in gangs.sizes(request)[1:]:
+            if isinstance(decided, Placement):
+                break
+            fleet, decided = self._decide_size(request.model_copy(update={"nodes": nodes}), exclude)
+        return fleet, decided
+
+    def _decide_size(self, request: RunRequest, exclude: Sequence[str]) -> tuple[Fleet, Placement | Refusal]:
         """Placement in the fleet as it is; "never" only when an absent agent would not help either."""
         now = self._plane.now_ms()
         fleet = self._fleet()
@@ -507,6 +520,8 @@ class Broker:
         granted = 0
         if stalled(self._session, self._plane.now_ms()):
             return granted
+        if gangs.is_gang(run):
+            return self._grant_gang(run, request, failed, fleet, clear)
         room = MAX_UNOPENED - transitions.count_unopened(self._session, run.customer)
         while granted < min(count, room):
             placement = self._place(fleet, request, failed, clear)
@@ -526,11 +541,45 @@ class Broker:
             granted += 1
         return granted
 
+    def _grant_gang(
+        self, run: RunRow, request: RunRequest, failed: Sequence[str], fleet: Fleet, clear: frozenset[str]
+    ) -> int:
+        """All leases of a gang, or those that it lacks beside the ones it kept; these go back when none fit."""
+        kept = gangs.members(self._session, run.id)
+        if kept and len(kept) == run.tasks_total:
+            gangs.enrol(self._session, run, (), run.placements + 1)
+            self._started(run)
+            gangs.send_when_complete(self._session, run, self._plane.now_ms())
+            return 1
+        if transitions.count_unopened(self._session, run.customer) >= MAX_UNOPENED:
+            return 0
+        wanted = [run.tasks_total - len(kept)] if kept else list(gangs.sizes(request))
+        for nodes in wanted:
+            part = request.model_copy(update={"nodes": nodes})
+            placement = self._place(fleet, part, failed, clear | _all_but_beside(fleet, [lease for _, lease in kept]))
+            if isinstance(placement, Placement) and self._grant_whole(run, part, placement):
+                self._plane.fleets.take(fleet, as_held(placement, f"{run.id}/gang", safe_ms=self._plane.now_ms()))
+                return 1
+        for _, lease in kept:
+            transitions.lease_event(self._plane, self._session, lease, LeaseEvent.RELEASE, Reason.DONE)
+        return 0
+
+    def _grant_whole(self, run: RunRow, request: RunRequest, placement: Placement) -> bool:
+        """Whether nobody was faster."""
+        try:
+            with self._session.begin_nested():
+                self._grant(run, request, placement)
+        except IntegrityError:
+            return False
+        return True
+
     def _grant(self, run: RunRow, request: RunRequest, placement: Placement) -> None:
         if (run.detached or run.kind == "serve") and run.budget_dc is None:
             available = self._plane.ledger(self._session).balance(run.customer).available
             run.budget_dc = default_budget_dc(placement, available)
-        grant(self._plane, self._session, run, placement, request.startup_timeout_ms)
+        leases = grant(self._plane, self._session, run, placement, request.startup_timeout_ms)
+        if gangs.is_gang(run):
+            gangs.enrol(self._session, run, leases, run.placements + 1)
         if RunState(run.state) is RunState.QUEUED:
             run.explain = explain(placement)
             self._started(run)
@@ -609,11 +658,21 @@ def _check(request: RunRequest) -> None:
     """
     if request.kind == "submit" and request.work is None:
         raise InvalidRequest("a `submit` needs `work`: the blobs of its code and arguments")
-    if request.kind != "submit" and request.work is not None:
+    if request.kind != "submit" and request.work is not None and request.nodes == 1:
         raise InvalidRequest("`work` belongs to a `submit`; a run's own process sends its tasks itself")
     if request.kind not in ("map", "serve") and request.leases > 1:
         raise InvalidRequest(f"`leases` is {request.leases}; only a map or an endpoint uses several, a gang is `nodes`")
+    gangs.check_gang(request)
     check_surroundings(request)
+
+
+def _all_but_beside(fleet: Fleet, kept: Sequence[LeaseRow]) -> frozenset[str]:
+    """Nodes that cannot complete a gang: of other clusters, or its own already; none when it has nothing yet."""
+    if not kept:
+        return frozenset()
+    mine = {node_key(lease.cluster, lease.node) for lease in kept}
+    cluster = kept[0].cluster
+    return frozenset(name for name, node in fleet.nodes.items() if node.cluster != cluster or name in mine)
 
 
 def _waiting(run: RunRow) -> Waiting:

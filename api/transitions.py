@@ -7,7 +7,7 @@ import structlog
 from sqlalchemy import func, select, update
 from sqlmodel import Session, col
 
-from api import nonces
+from api import gangs, nonces
 from api.database import say
 from api.fleet import node_key
 from api.fleets import note_change
@@ -114,11 +114,47 @@ def attempt_ended(
     plane: Plane, session: Session, run: RunRow, reason: Reason, message: str, *, exit_code: int | None = None
 ) -> bool:
     """An attempt of a run ended; a run that still has a lease goes on with it, a detached one has one at a time."""
-    leases = [] if run.detached else leases_of(session, run.id, active=True)
+    leases = [] if run.code else leases_of(session, run.id, active=True)
     if RunState(run.state) is RunState.CANCELLING:
         leases = [lease for lease in leases_of(session, run.id, active=True) if not _others(session, lease.id, run.id)]
     facts = RunFacts(RunState(run.state), run.placements, retry_of(run), len(leases))
     return run_step(plane, session, run, run_attempt_ended(facts, reason, message, exit_code))
+
+
+def rank_ended(plane: Plane, session: Session, run: RunRow, attempt: AttemptRow, lease: LeaseRow, result: str) -> None:
+    """One rank's task ended, as its row says: a gang is done when all its ranks are, and fails with the first of them.
+
+    The value of a gang is that of rank 0; whether the others' could travel does not matter.
+    """
+    reason, leader = Reason(attempt.reason), attempt.task == 0
+    if reason is Reason.RESULT_NOT_TRANSPORTABLE and not leader:
+        reason = Reason.DONE
+    if leader or reason is not Reason.DONE:
+        run.result_blob, run.result_message = result, attempt.message
+        session.add(run)
+    if reason is not Reason.DONE:
+        if reason in BAD_NODE:
+            lease_event(plane, session, lease, LeaseEvent.RELEASE, reason)
+        text = attempt.message or EXPLANATIONS[reason]
+        gang_failed(plane, session, run, lease, reason, text, exit_code=attempt.exit_code)
+    elif not gangs.at_work(session, run):
+        attempt_ended(plane, session, run, Reason.DONE, EXPLANATIONS[Reason.DONE])
+
+
+def gang_failed(
+    plane: Plane,
+    session: Session,
+    run: RunRow,
+    lease: LeaseRow,
+    reason: Reason,
+    text: str,
+    *,
+    exit_code: int | None = None,
+) -> None:
+    """A gang's attempt ends with what happened to one rank: the others stop, good leases stay for a retry."""
+    message = gangs.named(session, run, lease, text)
+    gangs.stop_ranks(session, run, reason, message, plane.now_ms())
+    attempt_ended(plane, session, run, reason, message, exit_code=exit_code)
 
 
 def retry_of(run: RunRow) -> Retry:
@@ -152,7 +188,9 @@ def _tell_runs(plane: Plane, session: Session, lease: LeaseRow) -> None:
         say(session, run_topic(run.id))
         if state is LeaseState.OPEN:
             run_step(plane, session, run, run_opened(RunState(run.state)))
-            if run.detached:
+            if gangs.is_gang(run):
+                gangs.send_when_complete(session, run, plane.now_ms())
+            elif run.detached:
                 _send_work(plane, session, run, lease)
         elif state not in ACTIVE_LEASE_STATES:
             _lease_gone(plane, session, run, lease)
@@ -164,6 +202,10 @@ def _lease_gone(plane: Plane, session: Session, run: RunRow, lease: LeaseRow) ->
     _fail_attempts(session, run.id, lease.id, plane.now_ms(), reason)
     state = RunState(run.state)
     if state is RunState.QUEUED or (reason is Reason.DONE and state is not RunState.CANCELLING):
+        return
+    if gangs.is_gang(run) and state is not RunState.CANCELLING:
+        if gangs.is_current(session, run, lease.id):
+            gang_failed(plane, session, run, lease, reason, EXPLANATIONS[reason])
         return
     attempt_ended(plane, session, run, reason, EXPLANATIONS[reason])
 

@@ -14,6 +14,7 @@ from nacl.signing import SigningKey
 from fabric.agent.certificate import load_or_make
 from fabric.agent.cluster import Cluster, ClusterError
 from fabric.agent.directory import Directory
+from fabric.agent.gang import rank_environment
 from fabric.agent.gateway import PATH, Gateway, Refusal
 from fabric.agent.link import Link, hello
 from fabric.agent.loglines import LogLines
@@ -82,7 +83,7 @@ class Agent:
         self._link = Link(settings.url, self)
         self._blobs = Blobs(settings.url)
         self._logs = LogLines(self._link.send)
-        self._works = Works(self._blobs, self.node_of, self._link.send)
+        self._works = Works(self._blobs, self.node_of, self._link.send, self._gang_environment)
         certificate = load_or_make(settings.state_dir) if settings.gateway_tls else None
         self._gateway = Gateway(self, operator=settings.operator, clock=clock, certificate=certificate)
         self._gateway_url = settings.gateway_url
@@ -204,6 +205,8 @@ class Agent:
                 self._works.begin(message)
             case link.Relay():
                 self._relays.begin(message)
+            case link.StopWork():
+                self._works.stop_work(message.run, message.task, message.attempt)
             case link.Measure():
                 self._begin_measuring(message.targets)
             case link.Refuse():
@@ -317,6 +320,14 @@ class Agent:
         client = self._nodes.get(entry.node) if entry is not None else None
         if client is not None:
             client.give_notice(notice.lease, notice.generation, notice.reason, notice.notice_ms)
+
+    def _gang_environment(self, work: link.Work) -> dict[str, str]:
+        """What a gang's rank finds in its environment; on nodes that isolate nothing, its peers are the nodes."""
+        if work.gang is None:
+            return {}
+        infos = [client.info if (client := self._nodes.get(name)) else None for name in work.gang.nodes]
+        addresses = [info.address if info is not None else "" for info in infos]
+        return rank_environment(work, addresses, shared=self._settings.isolation == "none")
 
     def _begin_measuring(self, targets: list[link.Target]) -> None:
         """Beside everything else; what an older wish has not measured by now is not measured."""

@@ -247,7 +247,8 @@ class _Worker:
         self._crowds[digest].begin(run, task, attempt, list(split(body, sizes)), timeout_ms)
 
     def _call(self, header: list[Any], body: memoryview, more: Callable[[], bool]) -> None:
-        _, run, digest, tasks, _ = header
+        _, run, digest, tasks, _, *environment = header
+        os.environ.update(*environment)
         at = 0
         for position, (task, attempt, sizes) in enumerate(tasks):
             pieces = list(split(body[at : at + sum(sizes)], sizes))

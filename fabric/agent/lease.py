@@ -373,11 +373,22 @@ class Lease:
         while worker is not None and worker.alive and self._killed_for is None and self._closing is None:
             if self._book.kept_bytes > KEPT_BYTES:
                 break
+            if self._waits_for_fresh():
+                break
             call = self._book.next_call()
             if call is None:
                 break
             self._pass(worker, call)
         self._hold_channel(self._book.waiting_bytes > WAITING_BYTES)
+
+    def _waits_for_fresh(self) -> bool:
+        """Whether the next task sets its environment but this child has run others: once these are over, it goes."""
+        waiting = self._book.waiting
+        if not (waiting and waiting[0].environment and self._worker_functions):
+            return False
+        if not self._book.flying:
+            self._kill(Reason.DONE, "the next task gets a process of its own")
+        return True
 
     def _pass(self, worker: Worker, call: Call) -> None:
         tasks = tuple((task.task, task.attempt) for task in call.tasks)

@@ -48,10 +48,12 @@ class Call:
     first: int = 0
     at_once: int = 0
     passed_ns: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
 
     def header(self) -> list[Any]:
         tasks = [[task.task, task.attempt, list(task.sizes)] for task in self.tasks]
-        return [channel.CALL, self.run, self.digest, tasks, self.timeout_ms]
+        environment = [self.environment] if self.environment else []
+        return [channel.CALL, self.run, self.digest, tasks, self.timeout_ms, *environment]
 
     @property
     def body(self) -> list[memoryview]:
@@ -232,10 +234,13 @@ def parse_call(header: Sequence[Any], body: Buffer) -> Call:
         FrameError: fields of other types, sizes that are not the body's, too many tasks.
     """
     try:
-        _, run, digest, entries, timeout_ms = header
+        _, run, digest, entries, timeout_ms, *more = header
+        (environment,) = more or ({},)
         tasks = [(int(task), int(attempt), tuple(map(int, sizes))) for task, attempt, sizes in entries]
     except (TypeError, ValueError):
         raise FrameError("a call is not [call, run, digest, [[task, attempt, sizes], …], timeout_ms]") from None
+    if not isinstance(environment, dict) or not all(isinstance(t, str) for pair in environment.items() for t in pair):
+        raise FrameError("a call's environment is not {name: value} of texts")
     if not 1 <= len(tasks) <= channel.MAX_TASKS_PER_FRAME:
         raise FrameError(f"{len(tasks)} tasks in one frame; 1 to {channel.MAX_TASKS_PER_FRAME} are allowed")
     if not isinstance(run, str) or not isinstance(digest, bytes) or not isinstance(timeout_ms, int):
@@ -249,7 +254,7 @@ def parse_call(header: Sequence[Any], body: Buffer) -> Call:
     for task, attempt, sizes in tasks:
         cut.append(Task(task, attempt, sizes, view[at : at + sum(sizes)]))
         at += sum(sizes)
-    return Call(run, digest, timeout_ms, cut)
+    return Call(run, digest, timeout_ms, cut, environment=environment)
 
 
 def failed(task: int, attempt: int, reason: Reason, message: str, exit_code: int | None = None) -> Outcome:

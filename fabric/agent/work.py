@@ -13,7 +13,7 @@ import structlog
 
 from fabric.agent.dialect import CHANNEL
 from fabric.agent.gateway import Refusal
-from fabric.agent.stream import connect
+from fabric.agent.stream import FrameStream, connect
 from fabric.wire import channel
 from fabric.wire.frames import Buffer, FrameError, pack_bytes, unpack
 from fabric.wire.link import Work, WorkDone
@@ -75,27 +75,51 @@ class Blobs:
 
 
 class Works:
-    """All detached tasks at work. `node_of` is the gateway's; `report` takes each `WorkDone`."""
+    """All tasks at work that the control plane carries. `node_of` is the gateway's; `report` takes each `WorkDone`.
 
-    def __init__(self, blobs: Blobs, node_of: Any, report: Callable[[WorkDone], None]) -> None:
+    `environment_of` says what a gang's rank finds in its environment.
+    """
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        node_of: Any,
+        report: Callable[[WorkDone], None],
+        environment_of: Callable[[Work], dict[str, str]] = lambda _: {},
+    ) -> None:
         self._blobs = blobs
         self._node_of = node_of
         self._report = report
+        self._environment_of = environment_of
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        self._errands: dict[_Key, _Errand] = {}
 
     def begin(self, work: Work) -> None:
-        """Do it; given twice while it is at work, it is done once."""
+        """Do it; given twice while it is at work, it is done once. An older attempt of the same task ends first."""
         key = (work.run, work.task, work.attempt)
         if key not in self._tasks:
-            task = asyncio.ensure_future(self._do(work))
+            older = [task for other, task in self._tasks.items() if other[:2] == key[:2] and other[2] < key[2]]
+            self.stop_work(work.run, work.task, work.attempt - 1)
+            task = asyncio.ensure_future(self._do_after(older, work))
             self._tasks[key] = task
             task.add_done_callback(lambda _: self._tasks.pop(key, None))
+
+    def stop_work(self, run: str, task: int, attempt: int) -> None:
+        """End attempts of a task up to this one, if they are at work: what runs is killed."""
+        for key, errand in self._errands.items():
+            if key[:2] == (run, task) and key[2] <= attempt:
+                errand.stop()
 
     async def stop(self) -> None:
         for task in self._tasks.values():
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
+
+    async def _do_after(self, older: list[asyncio.Task[None]], work: Work) -> None:
+        if older:
+            await asyncio.wait(older)
+        await self._do(work)
 
     async def _do(self, work: Work) -> None:
         try:
@@ -112,15 +136,21 @@ class Works:
         header, body = unpack(call)
         sizes = header[3][0][2]
         entry = [[work.task, work.attempt, sizes]]
-        frame = [channel.CALL, work.run, bytes.fromhex(work.code), entry, work.timeout_ms]
+        frame: list[Any] = [channel.CALL, work.run, bytes.fromhex(work.code), entry, work.timeout_ms]
+        if environment := self._environment_of(work):
+            frame.append(environment)
+        key = (work.run, work.task, work.attempt)
         while True:
             address, token = await self._node_of(LeaseToken("", work.lease, work.generation, "", 0))
+            errand = self._errands[key] = _Errand(work)
             try:
-                answer = await _Errand(work).run(address, token, code, frame, body)
+                answer = await errand.run(address, token, code, frame, body)
             except OSError as error:
                 _log.info("a node's channel broke", run=work.run, error=str(error))
                 await asyncio.sleep(BACKOFF_S)
                 continue
+            finally:
+                del self._errands[key]
             return await self._settle(work, *answer)
 
     async def _settle(self, work: Work, header: list[Any], body: Buffer) -> WorkDone:
@@ -144,6 +174,7 @@ class _Errand:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._answer: asyncio.Future[tuple[list[Any], Buffer]] = asyncio.get_running_loop().create_future()
+        self._stream: FrameStream | None = None
 
     async def run(
         self, address: str, token: str, code: bytes, frame: list[Any], body: Buffer
@@ -153,7 +184,7 @@ class _Errand:
         Raises:
             OSError: the connection broke before that.
         """
-        stream = await connect(address, self._on_frame, self._on_closed)
+        stream = self._stream = await connect(address, self._on_frame, self._on_closed)
         try:
             stream.send([CHANNEL, token, self._work.lease, self._work.generation])
             stream.send([channel.FN, frame[2]], code)
@@ -163,6 +194,11 @@ class _Errand:
             return answer
         finally:
             stream.close()
+
+    def stop(self) -> None:
+        """Cancel the task on its node, which answers that it failed."""
+        if self._stream is not None:
+            self._stream.send([channel.CANCEL, self._work.run, [self._work.task]])
 
     def _on_frame(self, header: list[Any], body: Buffer) -> None:
         mine = header[0] == channel.CLOSED or (

@@ -8,6 +8,7 @@ Customer → node:
              [FN, digest, at_once]                              the same of an actor: so many of its tasks run at once
     call     [CALL, run, digest, [[task, attempt, sizes], …], timeout_ms]
              body: per task the pieces of `sizes`: pickled (args, kwargs), then its out-of-band buffers
+             a sixth field {name: value} is set in the tasks' environment, in a process that ran nothing before
     ack      [ACK, run, [task, …]]                              results that arrived; the node forgets them
     cancel   [CANCEL, run, [task, …]]                           an empty list: all of the run's tasks
     taken    [TAKEN, run, task, attempt, seq]                   parts up to this one were read; the node forgets them

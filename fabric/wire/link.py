@@ -248,7 +248,10 @@ class Welcome(_Model):
 
 
 class Work(_Model):
-    """Control plane → agent: run this task of a detached run in that lease; code and arguments are blobs (SHA-256)."""
+    """Control plane → agent: run this task in that lease; code and arguments are blobs (SHA-256).
+
+    It is the one task of a detached run, or a rank's of a `gang`, whose leases may be others than at the grant.
+    """
 
     kind: Literal["work"] = "work"
     lease: str
@@ -259,6 +262,18 @@ class Work(_Model):
     code: str
     args: str
     timeout_ms: int = 0
+    gang: Gang | None = None
+
+
+class StopWork(_Model):
+    """Control plane → agent: another rank of the gang failed; end this attempt of this rank, its lease stays."""
+
+    kind: Literal["stop_work"] = "stop_work"
+    lease: str
+    generation: int
+    run: str
+    task: int
+    attempt: int
 
 
 class WorkDone(_Model):
@@ -349,6 +364,7 @@ Message = Annotated[
     | RejectReceipt
     | Welcome
     | Work
+    | StopWork
     | WorkDone
     | Logs
     | Measure

@@ -1,0 +1,199 @@
+"""Runs on several nodes: all leases or none, one task per rank, one failure ends all, a retry keeps what is good."""
+
+import pytest
+from scripted import Agent, gpu, nodes
+from test_detached import ARGS, CODE, RESULT, put, sha
+
+from fabric.wire import link
+from fabric.wire.receipts import ReceiptKind
+
+
+def pair(first=1, count=2, **options):
+    """So many nodes with two H100 each."""
+    return [
+        node
+        for at in range(count)
+        for node in nodes(gpu(first + 2 * at), gpu(first + 2 * at + 1), name=f"node-{at + 1}", **options)
+    ]
+
+
+@pytest.fixture
+def agent(fabric):
+    agent = Agent(fabric, nodes=pair(count=3))
+    fabric.blobs = agent.connect().blob_token
+    return agent
+
+
+def submit(fabric, size=2, kind="submit", expect=201, **members):
+    put(fabric, CODE)
+    put(fabric, ARGS)
+    work = {"code": sha(CODE), "args": sha(ARGS)}
+    return fabric.submit(kind=kind, gpu=["H100:2"], nodes=size, work=work, expect=expect, **members)
+
+
+def start(agent, run, size=2):
+    """Open all leases; returns (grants, works), each by rank."""
+    grants = [agent.expect(link.Grant) for _ in range(size)]
+    for grant in grants:
+        agent.open(grant)
+    works = [agent.expect(link.Work) for _ in range(size)]
+    return sorted(grants, key=lambda g: g.gang.rank), sorted(works, key=lambda w: w.task)
+
+
+def end(agent, work, reason="done", **options):
+    values = {"lease": work.lease, "generation": 1, "run": work.run, "task": work.task, "attempt": work.attempt}
+    agent.send(link.WorkDone(**values, reason=reason, **options))
+
+
+def lose(agent, grant):
+    """The node of a lease is gone, and its lease with it."""
+    agent.send(link.Heartbeat(nonce_seq=agent.nonce.seq, lost_nodes=[grant.node]))
+    assert agent.expect(link.Release).lease == grant.lease
+    agent.fabric.tick(6_000)
+    agent.fabric.tick(100)
+
+
+def test_a_gang_gets_one_lease_per_node_and_works_once_all_are_open(fabric, agent):
+    run = submit(fabric)
+    assert fabric.call("GET", "/v1/account")["held_dc"] == str(4 * 60_000)
+    first, second = agent.expect(link.Grant), agent.expect(link.Grant)
+    assert first.node != second.node
+    assert {first.gang.rank, second.gang.rank} == {0, 1}
+    assert first.gang.nodes == second.gang.nodes
+    assert first.gang.nodes[first.gang.rank] == first.node
+    agent.open(first)
+    assert fabric.run(run["id"])["attempts"] == []
+    agent.open(second)
+    works = sorted((agent.expect(link.Work), agent.expect(link.Work)), key=lambda work: work.task)
+    assert [(work.task, work.gang.rank, work.attempt) for work in works] == [(0, 0, 1), (1, 1, 1)]
+
+
+def test_the_value_is_that_of_rank_0_and_comes_when_all_ranks_are_done(fabric, agent):
+    run = submit(fabric)["id"]
+    grants, (leader, other) = start(agent, run)
+    headers = {"Authorization": f"Bearer {fabric.blobs}"}
+    path = f"/v1/agent/blobs/{sha(RESULT)}"
+    assert fabric.client.put(path, content=RESULT, headers=headers, params={"run": run}).status_code == 200
+    end(agent, leader, result=sha(RESULT))
+    agent.beat(100)
+    assert fabric.run(run)["state"] == "RUNNING"
+    end(agent, other, "result_not_transportable", result=sha(ARGS))
+    for _ in grants:
+        assert agent.expect(link.Release).reason == "done"
+    for grant in grants:
+        agent.receipt(grant, ReceiptKind.CLOSE, 1000)
+    facts = fabric.run(run)
+    assert (facts["state"], facts["result"]["blob"]) == ("SUCCEEDED", sha(RESULT))
+    assert facts["cost"]["gpu_ms"] == 4 * 1000
+    assert fabric.call("GET", "/v1/account")["held_dc"] == "0"
+    assert fabric.audit() == []
+
+
+def test_the_first_rank_that_fails_ends_all_and_is_named(fabric, agent):
+    run = submit(fabric)["id"]
+    grants, (_, other) = start(agent, run)
+    end(agent, other, "crashed", message="the process that ran the function ended by signal 9")
+    for _ in grants:
+        assert agent.expect(link.Release).reason == "crashed"
+    facts = fabric.run(run)
+    assert (facts["state"], facts["reason"]) == ("FAILED", "crashed")
+    assert facts["message"].startswith("rank 1 of 2 on node node-")
+    attempts = {attempt["task"]: attempt for attempt in facts["attempts"]}
+    assert attempts[0]["message"].startswith("stopped: rank 1 of 2")
+
+
+def test_a_retry_after_an_error_stops_the_other_ranks_and_keeps_every_lease(fabric, agent):
+    run = submit(fabric, retry={"on": ["error"], "max": 1})["id"]
+    grants, (leader, _) = start(agent, run)
+    end(agent, leader, "user_error", message="ValueError: no")
+    stop = agent.expect(link.StopWork)
+    assert (stop.task, stop.attempt) == (1, 1)
+    agent.beat(10)
+    again = [agent.expect(link.Work), agent.expect(link.Work)]
+    assert {work.attempt for work in again} == {2}
+    assert {work.lease for work in again} == {grant.lease for grant in grants}
+    assert len(fabric.run(run)["leases"]) == 2
+
+
+def test_a_lost_node_is_replaced_alone_and_its_rank_taken_over(fabric, agent):
+    run = submit(fabric)["id"]
+    grants, works = start(agent, run)
+    lose(agent, grants[1])
+    assert agent.expect(link.StopWork).lease == grants[0].lease
+    new = agent.expect(link.Grant)
+    assert new.node not in {grant.node for grant in grants}
+    assert new.gang.rank == 1
+    agent.open(new)
+    again = sorted((agent.expect(link.Work), agent.expect(link.Work)), key=lambda work: work.task)
+    assert [work.lease for work in again] == [grants[0].lease, new.lease]
+    assert again[0].gang.nodes == [grants[0].node, new.node]
+    end(agent, works[1], "done")  # of the lease that was lost: too late
+    end(agent, again[0])
+    end(agent, again[1])
+    agent.expect(link.Release)
+    assert fabric.run(run)["state"] == "SUCCEEDED"
+
+
+def test_what_a_gang_kept_is_given_back_when_nothing_can_complete_it(fabric):
+    agent = Agent(fabric, nodes=pair(count=2))
+    agent.connect()
+    run = submit(fabric)["id"]
+    grants, _ = start(agent, run)
+    lose(agent, grants[1])
+    assert agent.expect(link.Release).lease == grants[0].lease
+    assert fabric.run(run)["state"] == "QUEUED"
+
+
+def test_a_gang_that_may_be_smaller_takes_as_many_nodes_as_there_are(fabric, agent):
+    run = submit(fabric, 5, nodes_min=2)["id"]
+    _, works = start(agent, run, 3)
+    assert len(works[0].gang.nodes) == 3
+    assert fabric.run(run)["tasks"]["total"] == 3
+
+
+def test_a_gang_is_granted_whole_or_not_at_all(fabric, agent):
+    other = fabric.submit(gpu=["H100:2"])["id"]
+    run = submit(fabric, 3)
+    assert (run["state"], run["leases"]) == ("QUEUED", [])
+    fabric.call("POST", f"/v1/runs/{other}/cancel")
+    held = agent.expect(link.Grant)
+    agent.send(link.Ended(lease=held.lease, generation=1, reason="cancelled_by_user"))
+    agent.beat(100)
+    assert len(fabric.run(run["id"])["leases"]) == 3
+
+
+def test_money_for_part_of_a_gang_buys_none_of_it(fabric, agent):
+    answer = submit(fabric, 3, budget_dc=7_000, expect=402)
+    assert answer["type"].endswith("budget-exhausted")
+    assert fabric.call("GET", "/v1/account")["held_dc"] == "0"
+
+
+def test_a_cancel_ends_every_rank(fabric, agent):
+    run = submit(fabric)["id"]
+    grants, _ = start(agent, run)
+    fabric.call("POST", f"/v1/runs/{run}/cancel")
+    assert {agent.expect(link.Release).lease for _ in grants} == {grant.lease for grant in grants}
+    for grant in grants:
+        agent.receipt(grant, ReceiptKind.CLOSE, 1000)
+    assert fabric.run(run)["state"] == "CANCELLED"
+
+
+def test_an_attached_gang_ends_with_its_session(fabric, agent):
+    run = submit(fabric, kind="run")["id"]
+    grants, _ = start(agent, run)
+    fabric.call("POST", "/v1/sessions/ses-alice/end")
+    assert {agent.expect(link.Release).lease for _ in grants} == {grant.lease for grant in grants}
+    assert (fabric.run(run)["state"], fabric.run(run)["reason"]) == ("FAILED", "client_lost")
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"nodes": 2, "nodes_min": 3}, "more than `nodes` = 2"),
+        ({"nodes": 2, "kind": "map"}, "a map works on one node"),
+        ({"nodes": 2, "kind": "run"}, "needs `work`"),
+    ],
+)
+def test_contradictions_are_refused(fabric, agent, members, words):
+    answer = fabric.submit(gpu=["H100"], expect=400, **members)
+    assert words in answer["detail"]
