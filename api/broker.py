@@ -306,10 +306,7 @@ class Broker:
             detached=detached,
             request=_stored(request),
             budget_dc=request.budget_dc,
-            own_lease=detached
-            or request.nodes > 1
-            or request.budget_dc is not None
-            or request.kind in _OWN_LEASES,
+            own_lease=detached or request.nodes > 1 or request.budget_dc is not None or request.kind in _OWN_LEASES,
             created_ms=now,
             queued_until_ms=now + request.queue_timeout_ms,
             tasks_total=request.tasks,
@@ -553,6 +550,9 @@ class Broker:
             return 1
         if transitions.count_unopened(self._session, run.customer) >= MAX_UNOPENED:
             return 0
+        if kept and gangs.has_own_network(self._session, run, [lease for _, lease in kept]):
+            self._give_back(kept)  # its members know each other from the grant
+            return 0
         wanted = [run.tasks_total - len(kept)] if kept else list(gangs.sizes(request))
         for nodes in wanted:
             part = request.model_copy(update={"nodes": nodes})
@@ -560,9 +560,12 @@ class Broker:
             if isinstance(placement, Placement) and self._grant_whole(run, part, placement):
                 self._plane.fleets.take(fleet, as_held(placement, f"{run.id}/gang", safe_ms=self._plane.now_ms()))
                 return 1
+        self._give_back(kept)
+        return 0
+
+    def _give_back(self, kept: Sequence[gangs.Member]) -> None:
         for _, lease in kept:
             transitions.lease_event(self._plane, self._session, lease, LeaseEvent.RELEASE, Reason.DONE)
-        return 0
 
     def _grant_whole(self, run: RunRow, request: RunRequest, placement: Placement) -> bool:
         """Whether nobody was faster."""

@@ -16,10 +16,11 @@ from api.gang_tables import GangMemberRow
 from api.schemas import RunRequest
 from api.signals import cluster_topic
 from api.tables import AttemptRow, LeaseRow, RunRow
+from api.terms import read_terms
 from fabric.wire import link
 from fabric.wire.errors import InvalidRequest
 from fabric.wire.machines import TASK_EDGES, LeaseState, TaskState, step
-from fabric.wire.surroundings import Gang
+from fabric.wire.surroundings import GANG, NONE, Gang
 
 _USABLE = (LeaseState.GRANTED.value, LeaseState.OPEN.value)
 
@@ -76,6 +77,13 @@ def enrol(session: Session, run: RunRow, leases: Sequence[LeaseRow], placement: 
     run.tasks_total = len(rows) + len(kept)
     session.add(run)
     session.flush()
+
+
+def has_own_network(session: Session, run: RunRow, leases: Sequence[LeaseRow]) -> bool:
+    """Whether the leases see each other by a network that was made for them when they were granted."""
+    terms = read_terms(session, {lease.cluster for lease in leases})
+    nodes = [terms.get((lease.cluster, lease.node)) for lease in leases]
+    return run.request.get("network") == GANG and any(one is not None and one.isolation != NONE for one in nodes)
 
 
 def is_current(session: Session, run: RunRow, lease: str) -> bool:

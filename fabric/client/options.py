@@ -20,7 +20,7 @@ from fabric.wire.amounts import usd_to_dc_down
 from fabric.wire.channel import MAX_AT_ONCE
 from fabric.wire.errors import InvalidRequest
 from fabric.wire.retry import Retry
-from fabric.wire.surroundings import NONE, check_network
+from fabric.wire.surroundings import GANG, NONE, check_network
 
 TIERS = ("spot", "on_demand")
 OBJECTIVES = ("cost", "latency")
@@ -32,6 +32,7 @@ DEFAULT_QUEUE_TIMEOUT_MS = 600_000
 MAX_DURATION_S = 366 * 24 * 3600
 MAX_PARALLEL = 1024
 MAX_RTT_MS = 60_000
+MAX_NODES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,8 @@ class RunOptions:
     dry_run: bool = False
     returns: Any = field(default=None, compare=False)
     env: Env | None = None
+    nodes: int = 1
+    nodes_min: int = 0
     network: str | tuple[str, ...] = NONE
     command: str | tuple[str, ...] | None = None
     workdir: str | None = None
@@ -117,13 +120,20 @@ class RunOptions:
         """Whether the run must not share a lease with the runs before and after it."""
         return self.budget_dc is not None or bool(self.idempotency_key)
 
+    def _network(self) -> str | list[str]:
+        """Ranks of a gang reach each other unless they were given something else."""
+        if self.nodes > 1 and self.network == NONE:
+            return GANG
+        return self.network if isinstance(self.network, str) else list(self.network)
+
     def request(self) -> dict[str, Any]:
         """The members of a RunRequest that come from keywords."""
         return {
             "name": self.name,
             "gpu": list(self.gpu),
             "gpu_any": self.gpu_any,
-            "nodes": 1,
+            "nodes": self.nodes,
+            "nodes_min": self.nodes_min,
             "cpu_milli": self.cpu_milli,
             "memory_bytes": self.memory_bytes,
             "disk_bytes": self.disk_bytes,
@@ -143,7 +153,7 @@ class RunOptions:
             "timeout_ms": self.timeout_ms,
             "retry": retry_request(self.retry),
             "objective": self.objective,
-            "network": self.network if isinstance(self.network, str) else list(self.network),
+            "network": self._network(),
             **({"env": self.env.request()} if self.env is not None else {}),
             "tags": dict(self.tags),
             "dry_run": self.dry_run,
@@ -369,6 +379,16 @@ def _env(name: str, given: Any) -> dict[str, Any]:
     return {name: given}
 
 
+def _nodes(name: str, given: Any) -> dict[str, Any]:
+    pair: Any = given if isinstance(given, tuple | list) and len(given) == 2 else (given, given)
+    whole = all(isinstance(part, int) and not isinstance(part, bool) and 1 <= part <= MAX_NODES for part in pair)
+    if not whole or pair[0] > pair[1]:
+        raise InvalidRequest(
+            f"{name}={given!r} is neither a number of nodes from 1 to {MAX_NODES}, nor the least and the most as (2, 4)"
+        )
+    return {"nodes": pair[1], "nodes_min": pair[0] if pair[0] < pair[1] else 0}
+
+
 def _network(name: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, str | list | tuple | set | frozenset):
         raise InvalidRequest(f"{name}={given!r:.80} is not 'none', 'gang', 'open' or a list of hosts")
@@ -431,7 +451,7 @@ _COMMON: dict[str, _Reader] = {
     "returns": _as_given,
 }
 _ATTACHED: dict[str, _Reader] = {"linger": _linger}
-_OF_ONE: dict[str, _Reader] = {"command": _command}
+_OF_ONE: dict[str, _Reader] = {"nodes": _nodes, "command": _command}
 _OF_MAP: dict[str, _Reader] = {"max_parallel": _max_parallel, "ordered": _flag, "return_exceptions": _flag}
 _OF_ACTOR: dict[str, _Reader] = {"max_concurrency": _integer(1, MAX_AT_ONCE)}
 _READERS = _COMMON | _ATTACHED | _OF_ONE | _OF_MAP | _OF_ACTOR

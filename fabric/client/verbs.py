@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fabric.client import session
 from fabric.client.attached import map_all, run_one
 from fabric.client.errand import errand, laden
+from fabric.client.gang import follow
 from fabric.client.offers import Offer, find_offers
 from fabric.client.options import RunOptions, read_options
 from fabric.client.pack import pack_arguments, pack_function
@@ -32,6 +33,7 @@ def run(
         keywords: where and how to run: gpu, tier, max_price, budget, timeout, retry, … (docs). `near` (a region, a
             gateway's host, or latitude and longitude; default this process) with `max_rtt_ms` or `objective="latency"`:
             how far the gateway may be, or that the nearest is wanted; the few best are measured before the choice.
+            `nodes`: run it on so many nodes of one cluster at once, all or nothing; the value is that of rank 0 (docs).
 
     Raises:
         InvalidRequest: before anything is sent.
@@ -40,6 +42,8 @@ def run(
     options = read_options("run", keywords, function)
     if options.dry_run:
         return _plan("run", options)  # type: ignore[return-value]
+    if options.nodes > 1:
+        return follow(_start("run", function, args, kwargs, options))
     job, given = errand(function, args, options)
     return run_one(session.current(), job, given, _own(kwargs), options)
 
@@ -76,7 +80,13 @@ def submit(
     Raises:
         InvalidRequest: before anything is sent.
     """
-    options = read_options("submit", keywords, function)
+    return _start("submit", function, args, kwargs, read_options("submit", keywords, function))
+
+
+def _start(
+    kind: str, function: Callable[..., Any] | None, args: Any, kwargs: Mapping[str, Any] | None, options: RunOptions
+) -> Run:
+    """A run whose work the control plane carries: a detached one, or one on several nodes."""
     current = session.current()
     job, given = errand(function, args, options)
     packed = pack_function(job)
@@ -91,7 +101,7 @@ def submit(
     if not options.dry_run:
         current.call(current.plane.put_blob(work["code"], packed.code))
         current.call(current.plane.put_blob(work["args"], arguments))
-    request = current.office.request(run, "submit", {**options.request(), "leases": 1, "tasks": 1, "work": work})
+    request = current.office.request(run, kind, {**options.request(), "leases": 1, "tasks": 1, "work": work})
     key = options.idempotency_key or run
     facts = current.call(current.office.create_run(request, key, measures=options.measures))
     return Run(current, facts["id"], job, options.returns)

@@ -195,5 +195,5 @@ def test_an_attached_gang_ends_with_its_session(fabric, agent):
     ],
 )
 def test_contradictions_are_refused(fabric, agent, members, words):
-    answer = fabric.submit(gpu=["H100"], expect=400, **members)
+    answer = fabric.submit(gpu=["H100"], expect=422, **members)
     assert words in answer["detail"]

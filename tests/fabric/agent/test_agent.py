@@ -24,9 +24,10 @@ from fabric.agent.outbox import Outbox
 from fabric.agent.settings import AgentSettings
 from fabric.wire import channel, codec, link
 from fabric.wire.clock import SystemClock
-from fabric.wire.frames import pack_bytes, unpack
+from fabric.wire.frames import pack_bytes, split, unpack
 from fabric.wire.reasons import Reason
 from fabric.wire.receipts import ReceiptKind, SignedReceipt
+from fabric.wire.surroundings import Gang
 from fabric.wire.tokens import LeaseToken, sign_token
 
 OPERATOR = "op_1"
@@ -613,3 +614,38 @@ async def test_an_agent_measures_whom_it_is_told_to_and_the_control_plane_if_the
     told = await operator.control.wait(lambda: operator.control.of(link.Rtts))
     assert [one.place for one in told[0].rtts] == ["op/near"]
     assert 0 < told[0].rtts[0].rtt_us < 1_000_000
+
+
+def _ranked(operator, work, attempt=1):
+    gang = Gang(group="run_1", rank=0, nodes=[operator.site.config.node])
+    return work.model_copy(update={"gang": gang, "attempt": attempt})
+
+
+async def test_a_rank_of_a_gang_finds_its_place_in_its_environment_and_each_attempt_a_fresh_process(operator, blobs):
+    def place():
+        import os
+
+        return [os.environ[name] for name in ("FABRIC_RANK", "FABRIC_WORLD_SIZE", "FABRIC_ATTEMPT")], os.getpid()
+
+    await operator.open()
+    seen = []
+    for attempt in (1, 2):
+        await operator.control.send(_ranked(operator, blobs.work(place), attempt))
+        done = await operator.control.wait(lambda n=attempt: operator.control.of(link.WorkDone, attempt=n))
+        header, body = unpack(blobs.stored[done[0].result])
+        first, *_ = split(body, header[2][0][6])
+        seen.append(codec.decode(first, [], types=codec.NoTypes()))
+    assert [tuple(values) for values, _ in seen] == [("0", "1", "1"), ("0", "1", "2")]
+    assert seen[0][1] != seen[1][1]
+
+
+async def test_a_rank_that_is_stopped_ends_and_its_lease_goes_on(operator, blobs):
+    await operator.open()
+    await operator.control.send(_ranked(operator, blobs.work(lambda: (print("begun"), time.sleep(60)))))
+    await operator.control.wait(lambda: operator.control.of(link.Logs))
+    await operator.control.send(link.StopWork(lease="lease_1", generation=1, run="run_1", task=0, attempt=1))
+    done = await operator.control.wait(lambda: operator.control.of(link.WorkDone))
+    assert done[0].reason == "cancelled_by_user"
+    await operator.control.send(_ranked(operator, blobs.work(lambda: 7), 2))
+    again = await operator.control.wait(lambda: operator.control.of(link.WorkDone, attempt=2))
+    assert again[0].reason == "done"

@@ -158,3 +158,18 @@ def test_a_lease_serves_only_those_who_want_to_be_near_the_same_place():
     assert read(max_rtt_ms=20).lease_key != read(max_rtt_ms=30).lease_key
     assert read(near="eu").lease_key != read(near="us").lease_key
     assert read(near="eu", max_rtt_ms=20).lease_key == read(near="eu", max_rtt_ms=20).lease_key
+
+
+@pytest.mark.parametrize(("given", "nodes", "least"), [(1, 1, 0), (4, 4, 0), ((2, 4), 4, 2), ((3, 3), 3, 0)])
+def test_nodes_are_a_number_or_the_least_and_the_most(given, nodes, least):
+    request = read_options("submit", {"nodes": given}).request()
+    assert (request["nodes"], request["nodes_min"]) == (nodes, least)
+    assert request["network"] == ("gang" if nodes > 1 else "none")
+
+
+@pytest.mark.parametrize("given", [0, True, "2", (4, 2), (1, 2, 3), 2000])
+def test_other_numbers_of_nodes_are_refused(given):
+    with pytest.raises(InvalidRequest, match="neither a number of nodes"):
+        read_options("run", {"nodes": given})
+    with pytest.raises(InvalidRequest, match="no keyword 'nodes'"):
+        read_options("map", {"nodes": given})
