@@ -10,7 +10,7 @@ from api import gangs, inventory, transitions
 from api.distances import write_rtts
 from api.lifecycle import ENDED_MS, LeaseEvent
 from api.plane import Plane
-from api.tables import AttemptRow, ClusterRow, LeaseRow, LeaseRunRow, RunRow
+from api.tables import AttemptRow, ClusterRow, GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, RunRow
 from fabric.wire import link
 from fabric.wire.machines import (
     ACTIVE_LEASE_STATES,
@@ -132,7 +132,21 @@ class AgentEvents:
         if not problem:
             cluster = session.get_one(ClusterRow, self._cluster)
             inventory.write_nodes(self._plane, session, cluster, message.nodes)
+            self._end_unhealthy(session)
         return problem
+
+    def _end_unhealthy(self, session: Session) -> None:
+        """Leases with a GPU that is no longer healthy end; new ones are not placed there."""
+        active = [LeaseState.GRANTED.value, LeaseState.OPEN.value]
+        leases = (
+            select(LeaseRow)
+            .join(LeaseGpuRow, col(LeaseGpuRow.lease) == col(LeaseRow.id))
+            .join(GpuRow, col(GpuRow.uuid) == col(LeaseGpuRow.gpu))
+            .where(col(LeaseRow.cluster) == self._cluster, col(LeaseRow.state).in_(active), ~col(GpuRow.healthy))
+            .order_by(col(LeaseRow.id))
+        )
+        for lease in {row.id: row for row in session.scalars(leases)}.values():
+            transitions.lease_event(self._plane, session, lease, LeaseEvent.RELEASE, Reason.GPU_UNHEALTHY)
 
     def _logs(self, message: link.Logs) -> None:
         """Kept when the run used a lease of this operator."""
