@@ -34,6 +34,7 @@ from api.routes import (
     sessions,
 )
 from api.routes import chain as chain_route
+from api.routes import checkpoints as checkpoints_route
 from api.routes import pools as pools_route
 from api.settings import Settings
 from api.signals import CAPACITY
@@ -54,6 +55,7 @@ _ROUTES = (
     enrol,
     ledger,
     chain_route,
+    checkpoints_route,
     audit,
     agent,
     relay,

@@ -1,4 +1,4 @@
-"""Tables of what was promised to end: notices to leases, room kept for who evicted, nodes that are being drained."""
+"""Tables of what ends before its time and goes on: notices, room kept for who evicted, drained nodes, checkpoints."""
 
 from typing import Any
 
@@ -47,6 +47,18 @@ class DrainRow(SQLModel, table=True):
     node: str = Field(primary_key=True)
     draining: bool
     issued_ms: int = Field(sa_type=BigInteger)
+
+
+class CheckpointRow(SQLModel, table=True):
+    """The newest whole checkpoint of a task: digests of its manifest and pieces, which are the customer's blobs."""
+
+    __tablename__ = _named("checkpoints")
+
+    run: str = Field(primary_key=True, foreign_key="runs.id")
+    task: int = Field(primary_key=True, sa_type=BigInteger)
+    manifest: str
+    pieces: list[str] = Field(sa_type=JSON)
+    stored_ms: int = Field(sa_type=BigInteger)
 
 
 def notice_tables() -> list[Table]:

@@ -11,7 +11,9 @@ from typing import Any
 import structlog
 from nacl.signing import SigningKey
 
+from fabric.agent import dialect
 from fabric.agent.certificate import load_or_make
+from fabric.agent.checkpoint_store import CheckpointStore
 from fabric.agent.cluster import Cluster, ClusterError
 from fabric.agent.directory import Directory
 from fabric.agent.gang import rank_environment
@@ -24,7 +26,7 @@ from fabric.agent.outbox import Outbox
 from fabric.agent.relay import Relays
 from fabric.agent.sealer import Account, Key, Sealed, Sealer
 from fabric.agent.settings import AgentSettings
-from fabric.agent.work import Blobs, Works
+from fabric.agent.work import BlobError, Blobs, Works
 from fabric.ping import round_trips_us
 from fabric.wire import link
 from fabric.wire.clock import Clock
@@ -82,6 +84,8 @@ class Agent:
         self.token_key: bytes | None = None
         self._link = Link(settings.url, self)
         self._blobs = Blobs(settings.url)
+        self._checkpoints = CheckpointStore(self._blobs)
+        self._fetching: set[asyncio.Task[None]] = set()
         self._logs = LogLines(self._link.send)
         self._works = Works(self._blobs, self.node_of, self._link.send, self._gang_environment)
         certificate = load_or_make(settings.state_dir) if settings.gateway_tls else None
@@ -135,6 +139,7 @@ class Agent:
         for client in self._nodes.values():
             await client.stop()
         await asyncio.to_thread(self._cluster.stop)
+        await self._checkpoints.stop()
         await self._blobs.close()
         self._outbox.close()
 
@@ -255,6 +260,32 @@ class Agent:
 
     def on_logs(self, run: str, lines: list[list[Any]]) -> None:
         self._logs.add(run, lines)
+
+    def on_checkpoint(self, client: NodeClient, header: list[Any], body: bytes) -> None:
+        """A node brings a piece or a manifest, or wants the newest checkpoint of a task."""
+        kind, lease, generation, run, task, *number = header
+        if kind == dialect.WANTED:
+            fetching = asyncio.ensure_future(self._put_back(client, lease, generation, run, task))
+            self._fetching.add(fetching)
+            fetching.add_done_callback(self._fetching.discard)
+            return
+
+        def told(problem: str) -> None:
+            client.answer([dialect.STORED, lease, generation, 0 if problem else number[0], problem])
+
+        self._checkpoints.keep(lease, run, task, body, manifest=kind == dialect.CHECKPOINT, told=told)
+
+    async def _put_back(self, client: NodeClient, lease: str, generation: int, run: str, task: int) -> None:
+        found, problem = None, ""
+        try:
+            found = await self._checkpoints.fetch(run, task)
+        except BlobError as error:
+            problem = str(error)
+        pieces, manifest = found or ([], b"")
+        for digest, piece in pieces:
+            client.answer([dialect.PIECE, lease, generation, digest], piece)
+        header = [dialect.CHECKPOINT, lease, generation, run, task, found is not None, problem]
+        client.answer(header, manifest)
 
     def on_inventory(self) -> None:
         self._link.send(link.Inventory(nodes=self._infos()))

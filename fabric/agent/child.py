@@ -25,6 +25,7 @@ from typing import Any
 
 import cloudpickle
 
+from fabric.agent.checkpoint_folder import CheckpointFolder
 from fabric.agent.crowd import Crowd
 from fabric.agent.dialect import ASSIGN, STAMP_BYTES
 from fabric.agent.interruption import Interruption
@@ -213,7 +214,10 @@ class _Worker:
         self._reported_ns = 0
         self._counters: dict[str, int] = {}
         self._attempt = 1
-        self._interruption = Interruption(page)
+        self._at = ("", 0)
+        self._folder = CheckpointFolder(page, outbound.send)
+        self._interruption = Interruption(page, self._keep)
+        job.checkpoint_dir, job.checkpoint = self._checkpoint_dir, self._checkpoint
         job.on_preempt, job.notice_left_s = self._interruption.register, self._interruption.left_s
         job.ask_for_notice = self._ask_for_notice
 
@@ -230,6 +234,10 @@ class _Worker:
             case channel.CANCEL | channel.TAKEN as kind:
                 for crowd in self._crowds.values():
                     (crowd.cancel if kind == channel.CANCEL else crowd.taken)(*header[1:])
+            case channel.PIECE:
+                self._folder.take_piece(header[1], body)
+            case channel.CHECKPOINT:
+                self._folder.restore(header[1], header[2], body)
             case kind if kind == ASSIGN:
                 _settle_in(*header[1:])
 
@@ -258,6 +266,7 @@ class _Worker:
             self._page.begin(self._number, started_ns)
             job.report_progress, job.report_counts = self._reporter(run, task), self._count
             self._counters, self._attempt = {}, attempt
+            self._at = (run, task)
             self._interruption.begin()
             status, parts = self._run(self._functions[digest], pieces)
             spoke = self._output.end_task(self._number)
@@ -290,6 +299,23 @@ class _Worker:
         except BaseException as error:  # noqa: BLE001 - whatever the customer's function raises is its result
             return _encode_failure(error)
         return channel.STATUS_VALUE, [encoded.header, *encoded.buffers]
+
+    def _checkpoint_dir(self) -> Path:
+        """What stands there at a notice is kept, whether or not a hook was registered."""
+        if not self._folder.is_used(*self._at):
+            self._interruption.watch()
+        return self._folder.of(*self._at)
+
+    def _checkpoint(self) -> None:
+        self._folder.store(*self._at, self._attempt)
+
+    def _keep(self) -> None:
+        """After the hooks of a notice."""
+        if self._folder.is_used(*self._at):
+            try:
+                self._checkpoint()
+            except OSError as error:
+                print(error, file=sys.stderr)  # noqa: T201 - the job's own log is where its owner looks
 
     def _ask_for_notice(self, after_s: float) -> None:
         """Once is enough to see that a job comes back from it: later attempts are left alone."""

@@ -10,6 +10,9 @@ Agent → node on the control connection:
                         env, network, hosts, gang: {group, rank, peers: [address of each rank's node]} | None}]
     close      [CLOSE, lease, generation, reason]
     notice     [NOTICE, lease, generation, reason, notice_ms]   close it by yourself after so long, and tell its child
+    stored     [STORED, lease, generation, n, problem]          what came under that number is durable, or why not
+    piece      [PIECE, lease, generation, digest]               of a checkpoint to put back; body
+    checkpoint [CHECKPOINT, lease, generation, run, task, found, problem]   its manifest; body; the answer to WANTED
     meter      [METER, offset]                                  send the journal from here on
     covered    [COVERED, offset]                                older segments may go
 
@@ -18,6 +21,9 @@ Node → agent on the control connection:
     opened     [OPENED, lease, generation]
     ended      [ENDED, lease, generation, reason, detail]
     meter      [METER, offset, [record, …]]                     from that offset of the journal on
+    piece      [PIECE, lease, generation, run, task, n]         of a checkpoint; body
+    checkpoint [CHECKPOINT, lease, generation, run, task, n]    its manifest; body
+    wanted     [WANTED, lease, generation, run, task]           put back the newest checkpoint of this task
     logs       [LOGS, run, [[task, stream, at_ms, text], …]]
     inventory  [INVENTORY, info]                                whenever a GPU's health changed
 
@@ -33,6 +39,10 @@ GANG = "gang"
 OPEN = "open"
 CLOSE = "close"
 NOTICE = "notice"
+STORED = "stored"
+PIECE = "piece"
+CHECKPOINT = "checkpoint"
+WANTED = "wanted"
 METER = "meter"
 COVERED = "covered"
 

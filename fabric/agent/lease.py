@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import psutil
 import structlog
 
+from fabric.agent import dialect
 from fabric.agent.envs import EnvError
 from fabric.agent.events import Closed, Finished, LeaseEvent, Opened, Passed, Prepared, Returned, Ticked
 from fabric.agent.exits import Exit
@@ -102,6 +103,10 @@ class Host(Protocol):
         ...
 
     def forward_logs(self, run: str, lines: list[list[Any]]) -> None: ...
+    def forward(self, header: list[Any], body: Buffer = b"") -> bool:
+        """To the agent; False when it is not there."""
+        ...
+
     def lease_over(self, lease: "Lease") -> None: ...
 
 
@@ -132,6 +137,7 @@ class Lease:
         self._killed_for: tuple[Reason, str] | None = None
         self._closing: tuple[str, str] | None = None
         self._deadline: Deadline | None = None
+        self._restoring: list[tuple[Call, set[Key]]] = []
         self._barren_deaths = 0
         self._timer: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -330,6 +336,46 @@ class Lease:
 
     def _on_call(self, call: Call) -> None:
         call.at_once = self._at_once.get(call.digest, 0)
+        again = [(call.run, task.task) for task in call.tasks if task.attempt > 1] if not call.at_once else []
+        wanted = [[dialect.WANTED, self.spec.lease, self.spec.generation, *key] for key in again]
+        if wanted and all(self._host.forward(header) for header in wanted):
+            self._restoring.append((call, set(again)))
+        else:
+            self._begin_call(call)
+
+    def on_stored(self, number: int, problem: str) -> None:
+        """The agent says how far what the child sent is durable."""
+        if self._worker is not None:
+            self._worker.page.store(max(number, self._worker.page.stored), problem)
+
+    def on_piece(self, digest: str, body: Buffer) -> None:
+        if self._worker is not None:
+            self._worker.stream.send([channel.PIECE, digest], body)
+
+    def on_checkpoint(self, run: str, task: int, found: bool, problem: str, body: Buffer) -> None:
+        """The newest checkpoint of a task that is tried again, or that there is none: now it may begin."""
+        if found and self._worker is not None:
+            self._worker.stream.send([channel.CHECKPOINT, run, task], body)
+        for call, waiting in list(self._restoring):
+            if (run, task) not in waiting:
+                continue
+            if problem:
+                _log.warning("a checkpoint could not be put back", run=run, task=task, problem=problem)
+            waiting.discard((run, task))
+            if not waiting:
+                self._restoring.remove((call, waiting))
+                self._begin_call(call)
+        self._pump()
+
+    def _keep(self, kind: str, run: str, fields: list[Any], body: Buffer) -> None:
+        """A piece or a manifest of the task that runs; the agent stores it."""
+        task, attempt, number = fields
+        if not self._book.is_flying(run, task, attempt):
+            raise FrameError("a checkpoint of a task that the child does not run")
+        what = dialect.PIECE if kind == channel.PIECE else dialect.CHECKPOINT
+        self._host.forward([what, self.spec.lease, self.spec.generation, run, int(task), int(number)], body)
+
+    def _begin_call(self, call: Call) -> None:
         self._send_outcomes(self._book.add(call))
         if call.digest not in self._functions and self._book.waiting and self._book.waiting[-1] is call:
             for task in self._book.cancel(call.run, [task.task for task in call.tasks]):
@@ -423,6 +469,8 @@ class Lease:
                 self._send([channel.PROGRESS, str(run), int(task), int(done), None if total is None else int(total)])
             case channel.PART:
                 self._on_part(str(run), fields, body)
+            case channel.PIECE | channel.CHECKPOINT:
+                self._keep(str(kind), str(run), fields, body)
             case channel.ASK_NOTICE:
                 self._ask_notice(run)
             case channel.FAILED:

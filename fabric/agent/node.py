@@ -154,6 +154,11 @@ class Node:
         if self._feed is not None:
             self._feed.notify(urgent=isinstance(event, (Opened, Closed)))
 
+    def forward(self, header: list[Any], body: Buffer = b"") -> bool:
+        if self._control is not None:
+            self._control.send(header, body)
+        return self._control is not None
+
     def forward_logs(self, run: str, lines: list[list[Any]]) -> None:
         if self._control is not None and self._control.unsent_bytes < _LOG_UNSENT_BYTES:
             self._control.send([dialect.LOGS, run, lines])
@@ -232,7 +237,7 @@ class Node:
         stream.close()
         return None
 
-    def on_control(self, header: list[Any]) -> None:
+    def on_control(self, header: list[Any], body: Buffer = b"") -> None:
         """One frame of the agent."""
         self._heard = asyncio.get_running_loop().time()
         match header:
@@ -242,6 +247,8 @@ class Node:
                 self._spawn(self._close(lease, generation, reason))
             case [dialect.NOTICE, str() as lease, int() as generation, str() as reason, int() as notice_ms]:
                 self._give_notice(lease, generation, reason, notice_ms)
+            case [dialect.STORED | dialect.PIECE | dialect.CHECKPOINT, str() as lease, int() as generation, *fields]:
+                self._on_checkpoint(header[0], lease, generation, fields, body)
             case [dialect.METER, int() as offset]:
                 self._begin_feed(offset)
             case [dialect.COVERED, int() as offset]:
@@ -338,6 +345,18 @@ class Node:
         await found.close(reason)
         if never_opened:
             self._tell([dialect.ENDED, lease, generation, reason, ""])
+
+    def _on_checkpoint(self, kind: str, lease: str, generation: int, fields: list[Any], body: Buffer) -> None:
+        found = self._leases.get(lease)
+        if found is None or found.spec.generation != generation or not found.is_open:
+            return
+        if kind == dialect.STORED:
+            found.on_stored(*fields)
+        elif kind == dialect.PIECE:
+            found.on_piece(fields[0], body)
+        else:
+            run, task, is_there, problem = fields
+            found.on_checkpoint(run, task, is_there, problem, body)
 
     def _give_notice(self, lease: str, generation: int, reason: str, notice_ms: int) -> None:
         found = self._leases.get(lease)
@@ -519,7 +538,7 @@ class _Connection:
             self._line.handle(header, body)
             return
         if self._control:
-            self._node.on_control(header)
+            self._node.on_control(header, body)
             return
         match header:
             case [dialect.CONTROL, str() as token]:

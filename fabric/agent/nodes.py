@@ -28,6 +28,7 @@ class NodeListener(Protocol):
     def on_meter(self, node: str, offset: int, records: list[bytes]) -> None: ...
     def on_logs(self, run: str, lines: list[list[Any]]) -> None: ...
     def on_inventory(self) -> None: ...
+    def on_checkpoint(self, client: "NodeClient", header: list[Any], body: bytes) -> None: ...
 
 
 class NodeClient:
@@ -71,6 +72,11 @@ class NodeClient:
     def give_notice(self, lease: str, generation: int, reason: str, notice_ms: int) -> None:
         self._send([dialect.NOTICE, lease, generation, reason, notice_ms])
 
+    def answer(self, header: list[Any], body: bytes = b"") -> None:
+        """Something about a checkpoint."""
+        if self._stream is not None:
+            self._stream.send(header, body)
+
     def covered(self, offset: int) -> None:
         self._send([dialect.COVERED, offset])
 
@@ -105,7 +111,6 @@ class NodeClient:
         self._down.set()
 
     def _on_frame(self, header: list[Any], body: Buffer) -> None:
-        del body
         match header:
             case [dialect.METER, int() as offset, list() as records]:
                 self._listener.on_meter(self.name, offset, records)
@@ -115,6 +120,8 @@ class NodeClient:
                 self._listener.on_opened(lease, generation, self.name)
             case [dialect.ENDED, str() as lease, int() as generation, str() as reason, str() as detail]:
                 self._listener.on_ended(lease, generation, reason, detail)
+            case [dialect.PIECE | dialect.CHECKPOINT | dialect.WANTED, str(), int(), str(), int(), *_]:
+                self._listener.on_checkpoint(self, header, bytes(body))
             case [dialect.INVENTORY, dict() as info]:
                 self.info = NodeInfo.model_validate(info)
                 self._listener.on_inventory()

@@ -11,6 +11,9 @@ import struct
 _LAYOUT = struct.Struct("<QQ")
 _ENDED = struct.Struct("<Q")
 _DEADLINE = struct.Struct("<Q")
+_STORED = struct.Struct("<QH")
+_STORED_AT = 32
+_PROBLEM_BYTES = 1000
 
 
 class Page:
@@ -54,6 +57,23 @@ class Page:
     @property
     def deadline_ns(self) -> int:
         return _DEADLINE.unpack_from(self._map, _LAYOUT.size + _ENDED.size)[0]
+
+    def store(self, number: int, problem: str = "") -> None:
+        """What the child sent up to this number is durable; or, with a problem, it is not."""
+        text = problem.encode()[:_PROBLEM_BYTES]
+        at = _STORED_AT + _STORED.size
+        self._map[at : at + len(text)] = text
+        _STORED.pack_into(self._map, _STORED_AT, number, len(text))
+
+    @property
+    def stored(self) -> int:
+        return _STORED.unpack_from(self._map, _STORED_AT)[0]
+
+    @property
+    def problem(self) -> str:
+        length = _STORED.unpack_from(self._map, _STORED_AT)[1]
+        at = _STORED_AT + _STORED.size
+        return self._map[at : at + length].decode(errors="replace")
 
     def close(self) -> None:
         self._map.close()

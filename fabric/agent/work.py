@@ -52,6 +52,26 @@ class Blobs:
         await self._ask("PUT", f"/v1/agent/blobs/{digest}", params={"run": run}, content=data)
         return digest
 
+    async def put_piece(self, run: str, task: int, data: bytes) -> None:
+        """Store a piece of a checkpoint. Raises BlobError."""
+        digest = hashlib.sha256(data).hexdigest()
+        await self._ask("PUT", f"/v1/agent/checkpoints/{run}/{task}/pieces/{digest}", content=data)
+
+    async def put_checkpoint(self, run: str, task: int, manifest: str, pieces: list[str]) -> None:
+        """Make what is stored the task's newest checkpoint. Raises BlobError."""
+        await self._ask("PUT", f"/v1/agent/checkpoints/{run}/{task}", json={"manifest": manifest, "pieces": pieces})
+
+    async def checkpoint(self, run: str, task: int) -> str:
+        """The manifest of the newest checkpoint, or "". Raises BlobError."""
+        return str((await self._ask("GET", f"/v1/agent/checkpoints/{run}/{task}")).json()["manifest"])
+
+    async def piece(self, run: str, task: int, digest: str) -> bytes:
+        """Raises BlobError when it cannot be had or is not what its name says."""
+        data = (await self._ask("GET", f"/v1/agent/checkpoints/{run}/{task}/pieces/{digest}")).content
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise BlobError(f"piece {digest} is not what its name says")
+        return data
+
     async def close(self) -> None:
         await self._http.aclose()
 

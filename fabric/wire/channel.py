@@ -33,6 +33,9 @@ Node ↔ sandbox child: the same FN, CALL (one run's tasks), RESULT, PART and PR
 and TAKEN; the child adds `[READY, {…}]` once, and FAILED for a task that ran out of memory (in an actor also of its
 time, or was cancelled). In its RESULTs start and end are nanoseconds of its own clock, and an eighth field may hold
 named counts. `[ASK_NOTICE, after_ms]` of a child asks for the notice that a preemption would give.
+`[PIECE, run, task, attempt, n]` and `[CHECKPOINT, run, task, attempt, n]` carry a piece of a checkpoint and the
+manifest that makes it one; `[PIECE, digest]` and `[CHECKPOINT, run, task]` to a child put it back, before the
+task's CALL.
 """
 
 PING_PATH = "/v1/ping"
@@ -58,6 +61,8 @@ LOG = "log"
 PROGRESS = "progress"
 NOTICE = "notice"
 ASK_NOTICE = "ask_notice"
+PIECE = "piece"
+CHECKPOINT = "checkpoint"
 CLOSED = "closed"
 PONG = "pong"
 

@@ -64,6 +64,34 @@ class Peer:
         self._changed.set()
 
 
+class Operator(Peer):
+    """A node's agent as far as checkpoints go: it keeps them in memory. `refuses` is what it says to a manifest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: dict[str, bytes] = {}
+        self.checkpoints: dict[tuple[str, int], bytes] = {}
+        self.refuses = ""
+        self.uploads = 0
+
+    def _on_frame(self, header: list[Any], body: Buffer) -> None:
+        match header:
+            case [dialect.PIECE, lease, generation, _, _, number]:
+                self.uploads += 1
+                self.pieces[hashlib.sha256(body).hexdigest()] = bytes(body)
+                self.send([dialect.STORED, lease, generation, number, ""])
+            case [dialect.CHECKPOINT, lease, generation, run, task, number]:
+                if not self.refuses:
+                    self.checkpoints[run, task] = bytes(body)
+                self.send([dialect.STORED, lease, generation, number if not self.refuses else 0, self.refuses])
+            case [dialect.WANTED, lease, generation, run, task]:
+                manifest = self.checkpoints.get((run, task))
+                for digest, piece in self.pieces.items() if manifest is not None else ():
+                    self.send([dialect.PIECE, lease, generation, digest], piece)
+                self.send([dialect.CHECKPOINT, lease, generation, run, task, manifest is not None, ""], manifest or b"")
+        super()._on_frame(header, body)
+
+
 class Customer(Peer):
     """Functions and tasks on one lease."""
 
@@ -125,7 +153,7 @@ class Site:
     async def start(self) -> None:
         self.node = Node(self.config, SystemClock())
         self.address = await self.node.start()
-        self.agent = Peer()
+        self.agent = Operator()
         await self.agent.connect(self.address)
         self.agent.send([dialect.CONTROL, self.token])
         header, _ = await self.agent.next(dialect.NODE)
