@@ -61,7 +61,7 @@ class CheckpointFolder:
         """
         with self._lock:
             files = [self._file(run, task, attempt, path) for path in _files(self.of(run, task))]
-            self._put([channel.CHECKPOINT, run, task, attempt], msgpack.packb(files))
+            self._put([channel.CHECKPOINT, run, task, attempt], msgpack.packb(files) or b"")
             self._wait(self._sent)
 
     def take_piece(self, digest: str, body: Buffer) -> None:
