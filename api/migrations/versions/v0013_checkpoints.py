@@ -7,7 +7,7 @@ from api.notice_tables import CheckpointRow
 from ledger.tables import table_of
 
 revision = "checkpoints"
-down_revision = "notices"
+down_revision = "gangs"
 
 
 def upgrade() -> None:
