@@ -36,6 +36,7 @@ from api.routes import (
 from api.routes import chain as chain_route
 from api.routes import checkpoints as checkpoints_route
 from api.routes import pools as pools_route
+from api.routes import slots as slots_route
 from api.settings import Settings
 from api.signals import CAPACITY
 from fabric.wire.clock import Clock
@@ -60,6 +61,7 @@ _ROUTES = (
     agent,
     relay,
     pools_route,
+    slots_route,
 )
 _DESCRIPTION = """
 The control plane of Berkeley Compute: it knows every GPU, places runs, meters them by signed receipts and keeps the

@@ -12,6 +12,7 @@ from sqlmodel import Session, col
 from api.acceptance import MINIMUM_MS
 from api.plane import Plane
 from api.pool_audit import pool_checks
+from api.slot_audit import SLOT_CHECKS
 from api.tables import (
     AttemptRow,
     GpuRow,
@@ -36,7 +37,7 @@ _ACTIVE = [state.value for state in ACTIVE_LEASE_STATES]
 
 def run(plane: Plane, session: Session) -> tuple[CheckResult, ...]:
     """All checks: the ledger's, those of what the chain said, ours. Writes nothing; takes minutes on large ones."""
-    checks = (*LEDGER_CHECKS, *CHAIN_CHECKS, *API_CHECKS, *pool_checks(plane))
+    checks = (*LEDGER_CHECKS, *CHAIN_CHECKS, *API_CHECKS, *pool_checks(plane), *SLOT_CHECKS)
     return run_audit(session, checks, now_ms=plane.now_ms()).results
 
 

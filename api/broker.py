@@ -11,7 +11,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from api import evictions, gangs, transitions
+from api import evictions, gangs, slots, transitions
 from api import fleet as fleets
 from api.database import say
 from api.decisions import explain, nearest_of, refused
@@ -363,6 +363,8 @@ class Broker:
 
     def _start(self, run: RunRow, request: RunRequest, *, raise_on_funds: bool) -> None:
         """Place a new run, refuse it, or leave it in the queue."""
+        if request.slot:
+            slots.expect_usable(self._session, request.slot, run.customer, self._plane.now_ms())
         why = stalled(self._session, self._plane.now_ms())
         if why:
             raise ServiceError(why, retryable=True)

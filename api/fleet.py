@@ -5,7 +5,7 @@ Reads rows; decides nothing.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Row, select, tuple_
@@ -14,6 +14,7 @@ from sqlmodel import Session, col
 from api.commitments import draining, keep_seats, noticed
 from api.lifecycle import NEAR_SILENT_MS
 from api.schemas import RunRequest
+from api.sold import Sold, sold_now
 from api.standing import BOUND
 from api.tables import ClusterRow, GpuRow, LeaseGpuRow, LeaseRow, NodeRow, OperatorRow, PriceRow, RunRow
 from api.terms import NOBODY, accounts, read_terms
@@ -62,24 +63,29 @@ def cluster_id(operator: str, cluster: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Suppliers:
-    """Who can be leased from: clusters by id with their operator, and operators' reputations."""
+    """Who can be leased from: clusters by id with their operator, operators' reputations, and GPUs with sold slots."""
 
     clusters: dict[str, str]
     reputations: dict[str, int]
+    sold: dict[str, Sold] = field(default_factory=dict)
 
     def changed(self, before: "Suppliers") -> set[str]:
         """Clusters that came or went, and those of operators whose reputation is another."""
         moved = {name for name, value in self.reputations.items() if before.reputations.get(name) != value}
         differ = set(self.clusters.items()) ^ set(before.clusters.items())
-        return {cluster for cluster, _ in differ} | {
-            one for one, operator in self.clusters.items() if operator in moved
-        }
+        resold = set(self.sold.items()) ^ set(before.sold.items())
+        return (
+            {cluster for cluster, _ in differ}
+            | {sold.cluster for _, sold in resold}
+            | {one for one, operator in self.clusters.items() if operator in moved}
+        )
 
 
 def suppliers(session: Session, now_ms: int, *, known: bool = False) -> Suppliers:
     """Whose agents are heard now; with `known` every known one's."""
     clusters = {row.id: row.operator for row in session.scalars(select(ClusterRow)) if known or _is_live(row, now_ms)}
-    return Suppliers(clusters, {row.id: row.reputation for row in session.scalars(select(OperatorRow))})
+    reputations = {row.id: row.reputation for row in session.scalars(select(OperatorRow))}
+    return Suppliers(clusters, reputations, sold_now(session, now_ms))
 
 
 def load(session: Session, now_ms: int, *, known: bool = False) -> Fleet:
@@ -106,7 +112,10 @@ def reload(session: Session, fleet: Fleet, supply: Suppliers, keys: Collection[t
     for row in _nodes(session, keys):
         if row.cluster in supply.clusters and row.present and not row.lost and (row.cluster, row.name) not in drained:
             operator = supply.clusters[row.cluster]
-            offered = [_gpu(gpu, prices.get((row.cluster, gpu.model), {})) for gpu in gpus[row.cluster, row.name]]
+            offered = [
+                _gpu(gpu, prices.get((row.cluster, gpu.model), {}), supply.sold.get(gpu.uuid))
+                for gpu in gpus[row.cluster, row.name]
+            ]
             level = _level(gpus[row.cluster, row.name])
             node = _node(row, operator, supply.reputations[operator], level, offered)
             fleet.upsert_node(_under(node, terms.get((row.cluster, row.name)), owners.get(operator, frozenset())))
@@ -153,6 +162,7 @@ def request_of(
         memory_bytes=run.memory_bytes,
         disk_bytes=run.disk_bytes,
         tier=run.tier,
+        slot=run.slot,
         max_price_dc_per_gpu_hour=run.max_price_dc,
         region=frozenset(run.region),
         rtt_ms=rtt_ms,
@@ -214,7 +224,10 @@ def _gpus(session: Session, keys: Collection[tuple[str, str]] | None) -> default
     return gpus
 
 
-def _gpu(row: Row[Any], prices: dict[Any, int]) -> Gpu:
+def _gpu(row: Row[Any], prices: dict[Any, int], sold: Sold | None) -> Gpu:
+    """A GPU whose slot runs serves its holder alone, for nothing more: the slot is paid."""
+    if sold is not None and sold.slot:
+        prices = {"reserved": 0}
     return Gpu(
         uuid=row.uuid,
         model=row.model,
@@ -224,6 +237,8 @@ def _gpu(row: Row[Any], prices: dict[Any, int]) -> Gpu:
         shares_milli=tuple(size for size in row.share_sizes_milli if size < 1000),
         simulated=row.simulated,
         healthy=_leasable(row),
+        slot="" if sold is None else sold.slot,
+        ends_at_ms=None if sold is None else sold.ends_at_ms,
     )
 
 

@@ -101,6 +101,9 @@ def _take_gpus(session: Session, lease: LeaseRow, part: Assignment) -> None:
 
 def _hold(plane: Plane, session: Session, run: RunRow, lease: LeaseRow, part: Assignment) -> None:
     ledger = plane.ledger(session)
+    if lease.tier == "reserved":
+        ledger.hold_nothing(lease.id, run.id, run.customer, f"hold/{lease.id}")
+        return
     available = ledger.balance(run.customer).available
     left = None if run.budget_dc is None else run.budget_dc - ledger.committed_dc(run.id)
     shares = priced_shares(lease, [share.milli for share in part.gpus])

@@ -9,7 +9,7 @@ from dataclasses import replace
 from sqlalchemy import func, select
 from sqlmodel import Session
 
-from api import locks, uptimes
+from api import locks, slots, uptimes
 from api.plane import Plane
 from api.pooled import pooled
 from ledger import queries
@@ -29,6 +29,7 @@ def tick(plane: Plane) -> None:
             return
         plane.ledger(session).finalise_usage()
         uptimes.look(plane, session)
+        slots.sweep(plane, session)
         Sealer(session).seal(plane.now_ms())
     if plane.chain is None:
         close_over(plane)

@@ -170,13 +170,14 @@ class Batch:
                 energy_mj=max(0, line.energy_mj - meter.line.energy_mj),
                 simulated=meter.simulated,
             )
-            lease.usages += by_pool_and_holder(
-                usage,
-                billed - meter.billed_ms,
-                lease.stays.get(meter.gpu_id, ()),
-                self._epochs,
-                lease.nfts.get(meter.gpu_id, ()),
-            )
+            if lease.price_dc_per_gpu_hour:  # on a slot the slot's own time is booked, used or not
+                lease.usages += by_pool_and_holder(
+                    usage,
+                    billed - meter.billed_ms,
+                    lease.stays.get(meter.gpu_id, ()),
+                    self._epochs,
+                    lease.nfts.get(meter.gpu_id, ()),
+                )
             meter.line, meter.billed_ms, meter.window_ms = line, billed, max(window, meter.window_ms)
 
     def _parts(self, lease: OpenLease) -> Iterator[dict[str, Any]]:

@@ -103,6 +103,7 @@ class RunRequest(_In):
     memory_bytes: int = Field(default=0, ge=0, le=2**60)
     disk_bytes: int = Field(default=0, ge=0, le=2**60)
     tier: Literal["spot", "on_demand", "reserved"] = "on_demand"
+    slot: str = Field(default="", max_length=100, description="the own slot to run on; exactly for tier `reserved`")
     max_price_dc: DcIn | None = Field(default=None, description="DC per GPU-hour")
     budget_dc: DcIn | None = Field(default=None, description="DC for the whole run")
     region: Names = []
@@ -352,6 +353,7 @@ class Offer(_Out):
     verification: int
     simulated: bool
     rtt_ms: float | None
+    ends_at_ms: int | None = None
 
 
 class Offers(_Out):

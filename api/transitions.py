@@ -289,6 +289,8 @@ def _fence(_plane: Plane, session: Session, lease: LeaseRow) -> None:
 
 def _bill_back(plane: Plane, session: Session, lease: LeaseRow) -> None:
     """The operator bears the time since the last finished task, at most five minutes of it."""
+    if lease.tier == "reserved":
+        return
     generation = lease.generation - (1 if lease.state == LeaseState.LOST.value else 0)
     for row in gpus_of(session, lease.id):
         back = billed_back_ms(row.billed_ms, lease.last_task_end_ms)

@@ -45,6 +45,7 @@ COMMANDS: dict[str, Entry] = {
     "endpoints": Entry("fabric.client.serving_cli", "What is served; stop one.", group=True),
     "audit": Entry("fabric.client.cli", "Whether every rule of the books holds."),
     "ledger": Entry("ledger.cli", "What GPUs earned; epochs.", group=True),
+    "slots": Entry("fabric.client.slots", "Time slots of GPUs: buy, split, merge, transfer.", group=True),
     "pool": Entry("fabric.operator.pools", "Pools of GPUs: terms and members.", group=True, extra="operator"),
     "chain": Entry("ledger.chain.cli", "The contracts: deploy them, look, settle epochs.", group=True, extra="chain"),
     "operator": Entry("fabric.operator.cli", "Run a cluster of GPUs for the fabric.", group=True, extra="operator"),

@@ -21,9 +21,11 @@ class EntryKind(StrEnum):
     TEST_CREDIT = "test_credit"
     DEPOSIT = "deposit"
     HOLD = "hold"
+    OPEN_HOLD = "open_hold"
     TOP_UP = "top_up"
     CHARGE = "charge"
     RELEASE = "release"
+    TRANSFER = "transfer"
     UNDO = "undo"
     FINAL = "final"
     BURN = "burn"
@@ -83,9 +85,11 @@ FLOWS: Mapping[EntryKind, _Flow] = {
     EntryKind.TEST_CREDIT: _flow({_K.TEST_CREDIT}, {_K.AVAILABLE}),
     EntryKind.DEPOSIT: _flow({_K.DEPOSITS}, {_K.AVAILABLE}),
     EntryKind.HOLD: _flow({_K.AVAILABLE}, {_K.HELD}, one_owner=True),
+    EntryKind.OPEN_HOLD: _flow(set(), set()),
     EntryKind.TOP_UP: _flow({_K.AVAILABLE}, {_K.HELD}, one_owner=True),
     EntryKind.CHARGE: _flow({_K.HELD}, {_K.USAGE_PENDING}),
     EntryKind.RELEASE: _flow({_K.HELD}, {_K.AVAILABLE}, one_owner=True),
+    EntryKind.TRANSFER: _flow({_K.HELD}, {_K.HELD}),
     EntryKind.UNDO: _flow({_K.USAGE_PENDING}, {_K.HELD}),
     EntryKind.FINAL: _flow({_K.USAGE_PENDING}, {_K.USAGE_FINAL}, one_owner=True),
     EntryKind.BURN: _flow({_K.USAGE_FINAL}, {_K.BURNED}),

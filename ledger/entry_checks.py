@@ -177,6 +177,7 @@ def _is_negative(session: Session, table: Table, column: str):  # noqa: ANN202 -
 def _without_postings() -> Select:
     """Entries that lack postings they must have; of finality only the steps of the watermark have none."""
     may_be_empty = [EntryKind.CHARGE, EntryKind.UNDO, EntryKind.RELEASE, EntryKind.BURN, EntryKind.PAY, EntryKind.CLOSE]
+    may_be_empty.append(EntryKind.OPEN_HOLD)
     step = (ENTRY.c.kind == EntryKind.FINAL.value) & ENTRY.c.source_id.not_like("final/%/%/%")
     return (
         select(ENTRY.c.id, ENTRY.c.kind)
@@ -236,8 +237,7 @@ def _ends_without_release(session: Session) -> Iterator[Finding]:
 
 
 def _holds_without_entry(session: Session) -> Iterator[Finding]:
-    booked = (
-        select(ENTRY.c.id).where(ENTRY.c.lease_id == HOLD.c.lease_id, ENTRY.c.kind == EntryKind.HOLD.value).exists()
-    )
+    kinds = [EntryKind.HOLD.value, EntryKind.OPEN_HOLD.value]
+    booked = select(ENTRY.c.id).where(ENTRY.c.lease_id == HOLD.c.lease_id, ENTRY.c.kind.in_(kinds)).exists()
     for lease_id in session.execute(select(HOLD.c.lease_id).where(~booked).order_by(HOLD.c.lease_id)).scalars():
         yield Finding("ledger_hold", lease_id, "no entry ever held anything for it")

@@ -18,7 +18,7 @@ from ledger.allocate import EpochAllocation
 from ledger.book import ACCOUNT, ENTRY, POSTINGS, Book, Tails, chunks
 from ledger.booking import Charge, MeterState, Undo
 from ledger.closing import Closing, EpochTerms
-from ledger.entries import Entry, EntryKind, reversal
+from ledger.entries import Entry, EntryKind, move, reversal
 from ledger.errors import NoHold, SourceConflict, UsageIsFinal, UsageTooLate
 from ledger.finality import Finality
 from ledger.holding import Holders, by_holder
@@ -225,6 +225,33 @@ class Ledger:
         self._book.append([entry], tails)
         self._session.execute(update(HOLD).where(HOLD.c.lease_id == lease_id).values(closed_ms=now_ms))
         return rest
+
+    def hold_nothing(self, lease_id: str, run_id: str, customer: str, source_id: str) -> None:
+        """Open a lease's hold without money: what it costs is paid elsewhere, or is put in by `move_hold`."""
+        if self.find_hold(lease_id) is None:
+            self._append(Entry(EntryKind.OPEN_HOLD, source_id, self._now(), (), lease_id, customer))
+            self._session.add(HoldRow(lease_id=lease_id, run_id=run_id, customer=customer, opened_ms=self._now()))
+            self._session.flush()
+
+    def move_hold(self, lease_id: str, new_lease_id: str, new_customer: str, source_id: str) -> int:
+        """All that is held for one becomes held for another, of another customer too; the first hold ends.
+
+        Returns the DC moved.
+
+        Raises:
+            NoHold: the first has no open hold.
+        """
+        known = self._open_hold(lease_id)
+        self.hold_nothing(new_lease_id, new_lease_id, new_customer, source_id)
+        source, target = accounts.held(known.customer, lease_id), accounts.held(new_customer, new_lease_id)
+        tails = self._book.lock({source, target})
+        moved = tails[source].balance
+        if moved:
+            name, postings = f"{source_id}/transfer", move(source, target, moved)
+            entry = Entry(EntryKind.TRANSFER, name, self._now(), postings, lease_id, known.customer)
+            self._book.append([entry], tails)
+        self.release_hold(lease_id)
+        return moved
 
     def balance(self, customer: str) -> Balance:
         open_leases = self._session.execute(

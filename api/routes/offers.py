@@ -82,4 +82,5 @@ def _view(offer: Offer, totals: Counter[tuple[str, str, str, int]], names: dict[
         verification=offer.verification,
         simulated=offer.simulated,
         rtt_ms=None if offer.rtt_ms is None else round(offer.rtt_ms, 3),
+        ends_at_ms=offer.ends_at_ms,
     )

@@ -31,7 +31,7 @@ Region = Annotated[str | None, typer.Option(help="Where the GPUs stand.")]
 Near = Annotated[str | None, typer.Option(help="A region, a gateway's host, or latitude,longitude; else this machine.")]
 MaxRtt = Annotated[float | None, typer.Option("--max-rtt-ms", help="The longest round trip to the gateway, in ms.")]
 MaxPrice = Annotated[str | None, typer.Option(help="USD per GPU-hour.")]
-Tier = Annotated[str | None, typer.Option(help="spot or on_demand.")]
+Tier = Annotated[str | None, typer.Option(help="spot or on_demand; reserved comes with --slot.")]
 
 
 @app.command()
@@ -85,6 +85,7 @@ def run(
     *,
     gpu: Gpu = None,
     tier: Tier = None,
+    slot: Annotated[str | None, typer.Option(help="The own time slot to run on; costs no more.")] = None,
     budget: Annotated[str | None, typer.Option(help="USD for the whole run.")] = None,
     max_price: MaxPrice = None,
     region: Region = None,
@@ -108,6 +109,7 @@ def run(
     given = {
         "gpu": gpu,
         "tier": tier,
+        "slot": slot,
         "budget": budget,
         "max_price": max_price,
         "region": region,

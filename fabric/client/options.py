@@ -22,7 +22,7 @@ from fabric.wire.errors import InvalidRequest
 from fabric.wire.retry import Retry
 from fabric.wire.surroundings import GANG, NONE, check_network
 
-TIERS = ("spot", "on_demand")
+TIERS = ("spot", "on_demand", "reserved")
 OBJECTIVES = ("cost", "latency")
 DEFAULT_LINGER_S = 2.0
 DEFAULT_STARTUP_TIMEOUT_MS = 120_000
@@ -54,6 +54,7 @@ class RunOptions:
     memory_bytes: int = 0
     disk_bytes: int = 0
     tier: str = "on_demand"
+    slot: str = ""
     max_price_dc: int | None = None
     budget_dc: int | None = None
     queue_timeout_ms: int = DEFAULT_QUEUE_TIMEOUT_MS
@@ -97,6 +98,7 @@ class RunOptions:
             self.memory_bytes,
             self.disk_bytes,
             self.tier,
+            self.slot,
             self.region,
             self.near,
             self.max_rtt_ms,
@@ -138,6 +140,7 @@ class RunOptions:
             "memory_bytes": self.memory_bytes,
             "disk_bytes": self.disk_bytes,
             "tier": self.tier,
+            "slot": self.slot,
             "max_price_dc": self.max_price_dc,
             "budget_dc": self.budget_dc,
             "region": list(self.region),
@@ -262,6 +265,13 @@ def _choice(allowed: tuple[str, ...]) -> "_Reader":
         return {name: given}
 
     return read
+
+
+def _slot(name: str, given: Any) -> dict[str, Any]:
+    """A slot is used by the tier `reserved`, and by no other."""
+    if not isinstance(given, str) or not given:
+        raise InvalidRequest(f"{name}={given!r} is not the id of a slot; `fabric slots list --mine` shows them")
+    return {"slot": given, "tier": "reserved"}
 
 
 def _usd(name: str, given: Any) -> dict[str, Any]:
@@ -426,6 +436,7 @@ _COMMON: dict[str, _Reader] = {
     "memory": _size,
     "disk": _size,
     "tier": _choice(TIERS),
+    "slot": _slot,
     "max_price": _usd,
     "budget": _usd,
     "queue_timeout": _duration(zero=True),
