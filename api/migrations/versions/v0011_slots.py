@@ -6,7 +6,7 @@ from sqlmodel import SQLModel
 from ledger.slot_tables import slot_tables
 
 revision = "slots"
-down_revision = "pools"
+down_revision = "notices"
 
 
 def upgrade() -> None:
