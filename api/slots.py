@@ -278,7 +278,7 @@ def _misplaced(session: Session, now: int) -> Iterator[LeaseRow]:
     running = {row.uuid: row for row in session.scalars(begun)}
     for uuid in running:
         yield from (lease for lease in _on(session, uuid) if lease.tier != "reserved")
-    reserved = select(LeaseRow, LeaseGpuRow.gpu).join(LeaseGpuRow, col(LeaseGpuRow.lease) == col(LeaseRow.id))
+    reserved = select(LeaseRow, col(LeaseGpuRow.gpu)).join(LeaseGpuRow, col(LeaseGpuRow.lease) == col(LeaseRow.id))
     for lease, uuid in session.execute(
         reserved.where(col(LeaseRow.tier) == "reserved", col(LeaseRow.state).in_(_STOPPABLE))
     ):
