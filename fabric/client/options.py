@@ -22,7 +22,7 @@ from fabric.wire.errors import InvalidRequest
 from fabric.wire.retry import Retry
 from fabric.wire.surroundings import GANG, NONE, check_network
 
-TIERS = ("spot", "on_demand", "reserved")
+TIERS = ("spot", "on_demand")
 OBJECTIVES = ("cost", "latency")
 DEFAULT_LINGER_S = 2.0
 DEFAULT_STARTUP_TIMEOUT_MS = 120_000
