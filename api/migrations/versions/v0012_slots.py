@@ -6,7 +6,7 @@ from sqlmodel import SQLModel
 from ledger.slot_tables import slot_tables
 
 revision = "slots"
-down_revision = "notices"
+down_revision = "gangs"
 
 
 def upgrade() -> None:
