@@ -6,7 +6,7 @@ import structlog
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from api import gangs, inventory, transitions
+from api import gangs, inventory, rounds, transitions
 from api.distances import write_rtts
 from api.lifecycle import ENDED_MS, LeaseEvent
 from api.plane import Plane
@@ -44,6 +44,9 @@ class AgentEvents:
         """Write one message; returns why the connection ends, or "" to go on."""
         if isinstance(message, link.Logs):
             self._logs(message)
+            return ""
+        if isinstance(message, link.Proved):
+            rounds.heard(self._plane, self._cluster, message)
             return ""
         with self._plane.database.write() as session:
             if isinstance(message, link.Opened):

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from api import enrolment, gangs, inventory, keys, nonces, notices, transitions
+from api import enrolment, gangs, inventory, keys, nonces, notices, rounds, transitions
 from api.agent_events import AgentEvents
 from api.distances import FRESH_MS, neighbours, write_location
 from api.fleet import cluster_id
@@ -365,7 +365,7 @@ class _Connection:
                     found.append((("release", lease.id, lease.generation), _release(session, lease)))
             found += notices.to_send(session, self.admitted.cluster, self._plane.now_ms())
             found += gangs.stops(session, self.admitted.cluster)
-            return found + _work(session, self.admitted.cluster)
+            return found + _work(session, self.admitted.cluster) + [*rounds.to_send(session, self.admitted.cluster)]
 
 
 def _standing(session: Session, cluster: str, held: list[link.LeaseRef], now_ms: int) -> list[link.Ack]:

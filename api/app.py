@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from random import SystemRandom
 
 import structlog
 from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 
-from api import bootstrap, errors, ledger_jobs, sweeps
+from api import bootstrap, errors, ledger_jobs, rounds, sweeps
 from api.agents import Agents
 from api.ingest import Ingest
 from api.limits import BodyLimit
@@ -63,6 +64,7 @@ _ROUTES = (
     pools_route,
     slots_route,
 )
+_RANDOM = SystemRandom()
 _DESCRIPTION = """
 The control plane of Berkeley Compute: it knows every GPU, places runs, meters them by signed receipts and keeps the
 ledger.
@@ -114,6 +116,7 @@ async def tick(app: FastAPI) -> None:
     await app.state.agents.beat()
     await to_thread.run_sync(sweeps.sweep, plane)
     await to_thread.run_sync(sweeps.refit, plane)
+    await to_thread.run_sync(rounds.sweep, plane, _RANDOM)
     await to_thread.run_sync(ledger_jobs.tick, plane)
     if plane.chain is not None:
         await to_thread.run_sync(_chain_job(plane))
@@ -138,6 +141,7 @@ def _lifespan(tick_s: float | None) -> Callable[[FastAPI], contextlib.AbstractAs
                 asyncio.create_task(_every(tick_s, app.state.agents.beat)),
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(sweeps.sweep, plane))),
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(sweeps.refit, plane))),
+                asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(rounds.sweep, plane, _RANDOM))),
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(ledger_jobs.tick, plane))),
                 asyncio.create_task(_every(60, lambda: to_thread.run_sync(plane.blobs.expire))),
                 asyncio.create_task(_every(3600, lambda: to_thread.run_sync(plane.logs.expire, plane.now_ms()))),

@@ -1,6 +1,7 @@
 """What an agent says it has, written to the rows: its cluster, nodes, GPUs and prices. Says what is refused and why."""
 
 import re
+from random import SystemRandom
 
 import structlog
 from sqlalchemy import select
@@ -10,6 +11,7 @@ from api.database import say
 from api.distances import coordinates_of
 from api.fleets import note_change
 from api.plane import Plane
+from api.rounds import challenge_soon
 from api.signals import CAPACITY
 from api.tables import ClusterRow, GpuRow, NodeRow, PriceRow
 from api.terms import write_terms
@@ -125,7 +127,7 @@ def _write_gpus(plane: Plane, session: Session, cluster: ClusterRow, nodes: list
         for gpu in node.gpus:
             row = mine.pop(gpu.uuid, None) or session.get(GpuRow, gpu.uuid)
             if row is not None and row.operator != cluster.operator:
-                _dispute(session, row, cluster.operator)
+                _dispute(session, row, cluster.operator, plane.now_ms())
                 refused.append(gpu.uuid)
             else:
                 session.add(_gpu_row(row, plane.now_ms(), cluster, node.node, gpu))
@@ -136,8 +138,10 @@ def _write_gpus(plane: Plane, session: Session, cluster: ClusterRow, nodes: list
     return refused
 
 
-def _dispute(session: Session, row: GpuRow, claimant: str) -> None:
+def _dispute(session: Session, row: GpuRow, claimant: str, now_ms: int) -> None:
     _log.warning("GPU claimed by a second operator", gpu=row.id, operator=row.operator, claimant=claimant)
+    if row.disputed_by != claimant:
+        challenge_soon(session, now_ms, [row.operator, claimant], SystemRandom())
     row.disputed_by = claimant
     session.add(row)
 

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
         description="How customers reach the serving router; empty: there is none, and nothing can be served.",
     )
     allow_simulated: bool = Field(default=False, description="Whether agents may offer simulated GPUs.")
+    challenges: bool = Field(
+        default=False, description="Whether GPUs are challenged to prove what they are, at idle moments."
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     finality_s: float = Field(default=600.0, ge=0, description="Seconds after which accepted usage cannot be undone.")
     epoch_s: int = Field(default=86_400, ge=1, description="Length of an epoch in seconds.")

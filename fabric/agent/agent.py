@@ -214,6 +214,8 @@ class Agent:
                 self._works.stop_work(message.run, message.task, message.attempt)
             case link.Measure():
                 self._begin_measuring(message.targets)
+            case link.Prove():
+                self._prove(message)
             case link.Refuse():
                 _log.warning("the control plane ends the connection", reason=message.reason)
             case _:
@@ -295,6 +297,9 @@ class Agent:
         host = self._settings.gateway_host
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), self._gateway_port  # noqa: S104 - looked up, not bound
 
+    def on_proved(self, answer: dict[str, Any]) -> None:
+        self._link.send(link.Proved.model_validate(answer, strict=False))
+
     def _restore(self) -> None:
         """Take up the accounts that an earlier process left."""
         for stored in self._outbox.leases():
@@ -359,6 +364,14 @@ class Agent:
         infos = [client.info if (client := self._nodes.get(name)) else None for name in work.gang.nodes]
         addresses = [info.address if info is not None else "" for info in infos]
         return rank_environment(work, addresses, shared=self._settings.isolation == "none")
+
+    def _prove(self, wish: link.Prove) -> None:
+        client = self._nodes.get(wish.node)
+        if client is None or not client.connected:
+            detail = f"node {wish.node} is not connected"
+            self._link.send(link.Proved(challenge=wish.challenge, step=wish.step, error=detail))
+            return
+        client.prove(wish)
 
     def _begin_measuring(self, targets: list[link.Target]) -> None:
         """Beside everything else; what an older wish has not measured by now is not measured."""

@@ -15,6 +15,7 @@ Agent → node on the control connection:
     checkpoint [CHECKPOINT, lease, generation, run, task, found, problem]   its manifest; body; the answer to WANTED
     meter      [METER, offset]                                  send the journal from here on
     covered    [COVERED, offset]                                older segments may go
+    prove      [PROVE, {challenge, gpu, step, …}]               one step of a GPU's challenge (`fabric.wire.link.Prove`)
 
 Node → agent on the control connection:
     node       [NODE, {info, journal, start, end, leases: [[lease, generation, session, run], …], gang: address or ""}]
@@ -26,6 +27,7 @@ Node → agent on the control connection:
     wanted     [WANTED, lease, generation, run, task]           put back the newest checkpoint of this task
     logs       [LOGS, run, [[task, stream, at_ms, text], …]]
     inventory  [INVENTORY, info]                                whenever a GPU's health changed
+    proved     [PROVED, {challenge, step, error, root, openings}]
 
 Node → child:
     assign     [ASSIGN, {environment}, site, network]           once, before any function; see `Worker.assign`
@@ -45,12 +47,14 @@ CHECKPOINT = "checkpoint"
 WANTED = "wanted"
 METER = "meter"
 COVERED = "covered"
+PROVE = "prove"
 
 NODE = "node"
 OPENED = "opened"
 ENDED = "ended"
 LOGS = "logs"
 INVENTORY = "inventory"
+PROVED = "proved"
 
 ASSIGN = "assign"
 

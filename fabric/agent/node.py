@@ -20,6 +20,7 @@ import structlog
 from fabric.agent import dialect, events, probe
 from fabric.agent.envs import EnvOptions, Envs
 from fabric.agent.events import Began, Closed, Finished, Held, LeaseEvent, Opened
+from fabric.agent.examiner import Examiner
 from fabric.agent.feed import Feed
 from fabric.agent.hall import Hall
 from fabric.agent.journal import Journal, JournalGone
@@ -109,6 +110,7 @@ class Node:
         self._means = self._make_means()
         self._info = self._describe()
         self._pool = Pool(self._start_child, config.warm_children)
+        self._examiner = Examiner(lambda answer: self._tell([dialect.PROVED, answer]))
         self._journal = Journal(config.state_dir / "journal")
 
     async def start(self) -> str:
@@ -132,6 +134,7 @@ class Node:
         self._hall.close()
         await asyncio.gather(*(lease.close(reason, "the operator stopped the node") for lease in self._all_leases()))
         await self._means.envs.stop()
+        await self._examiner.stop()
         await self._pool.stop()
         await asyncio.gather(*self._launching, return_exceptions=True)
         background = list(self._background)
@@ -253,6 +256,8 @@ class Node:
                 self._begin_feed(offset)
             case [dialect.COVERED, int() as offset]:
                 self._journal.drop_before(offset)
+            case [dialect.PROVE, dict() as wish]:
+                self._prove(wish)
             case _:
                 raise FrameError(f"an agent does not send {header[0]!r}")
 
@@ -277,6 +282,11 @@ class Node:
         except JournalGone:
             self._feed = Feed(self._journal, self._control, self._journal.start)
 
+    def _prove(self, wish: dict[str, Any]) -> None:
+        gpu = next((gpu for gpu in self._info.gpus if gpu.uuid == wish["gpu"]), None)
+        busy = any(uuid == wish["gpu"] for lease in self._leases.values() for uuid, _ in lease.spec.gpus)
+        self._examiner.ask(wish, gpu, busy=busy)
+
     def _begin_open(self, wish: dict[str, Any]) -> None:
         spec = self._spec(wish)
         present = self._leases.get(spec.lease)
@@ -300,6 +310,7 @@ class Node:
         }
         self._leases[spec.lease] = lease
         try:
+            await self._examiner.leave([uuid for uuid, _ in spec.gpus])
             await lease.open(self._environment(spec))
         except TimeoutError:
             await self._give_up(lease, Reason.STARTUP_TIMEOUT, "no child was ready within the startup timeout")

@@ -8,7 +8,7 @@ import structlog
 from fabric.agent import dialect
 from fabric.agent.stream import FrameStream, connect
 from fabric.wire.frames import Buffer
-from fabric.wire.link import Grant, NodeInfo
+from fabric.wire.link import Grant, NodeInfo, Prove
 from fabric.wire.surroundings import GANG
 
 _log = structlog.get_logger(__name__)
@@ -29,6 +29,7 @@ class NodeListener(Protocol):
     def on_logs(self, run: str, lines: list[list[Any]]) -> None: ...
     def on_inventory(self) -> None: ...
     def on_checkpoint(self, client: "NodeClient", header: list[Any], body: bytes) -> None: ...
+    def on_proved(self, answer: dict[str, Any]) -> None: ...
 
 
 class NodeClient:
@@ -76,6 +77,9 @@ class NodeClient:
         """Something about a checkpoint."""
         if self._stream is not None:
             self._stream.send(header, body)
+
+    def prove(self, wish: Prove) -> None:
+        self._send([dialect.PROVE, wish.model_dump(exclude={"kind", "node"})])
 
     def covered(self, offset: int) -> None:
         self._send([dialect.COVERED, offset])
@@ -125,6 +129,8 @@ class NodeClient:
             case [dialect.INVENTORY, dict() as info]:
                 self.info = NodeInfo.model_validate(info)
                 self._listener.on_inventory()
+            case [dialect.PROVED, dict() as answer]:
+                self._listener.on_proved(answer)
             case [dialect.NODE, dict() as hello]:
                 self._on_hello(hello)
             case _:

@@ -347,6 +347,54 @@ class Relay(_Model):
     secret: str
 
 
+class ChallengePlan(_Model):
+    """`fabric.wire.challenge.Plan`, without the times, which are not the prover's business."""
+
+    edge: int
+    blocks: int
+
+
+class Prove(_Model):
+    """Control plane → agent: one step of a challenge of one GPU (`fabric.wire.challenge`), answered by `proved`.
+
+    `prepare` carries the plan and is answered when the memory is taken, `fill` both seeds, `digest` the key, `open` the
+    indices of the blocks to show.
+    """
+
+    kind: Literal["prove"] = "prove"
+    challenge: str
+    node: str
+    gpu: str
+    step: Literal["prepare", "fill", "digest", "open"]
+    plan: ChallengePlan
+    seed: bytes = b""
+    shared: bytes = b""
+    key: bytes = b""
+    indices: list[int] = []
+
+
+class BlockOpening(_Model):
+    """`fabric.wire.challenge.Opening`."""
+
+    index: int
+    block: bytes
+    digests: bytes
+    path: list[bytes]
+    keyed: bytes
+    keyed_path: list[bytes]
+
+
+class Proved(_Model):
+    """Agent → control plane: the answer to one step, or in `error` why there is none."""
+
+    kind: Literal["proved"] = "proved"
+    challenge: str
+    step: Literal["prepare", "fill", "digest", "open"]
+    error: str = Field(default="", max_length=1000)
+    root: bytes = b""
+    openings: list[BlockOpening] = Field(default=[], max_length=64)
+
+
 Message = Annotated[
     Challenge
     | Hello
@@ -369,7 +417,9 @@ Message = Annotated[
     | Logs
     | Measure
     | Rtts
-    | Relay,
+    | Relay
+    | Prove
+    | Proved,
     Field(discriminator="kind"),
 ]
 

@@ -35,7 +35,12 @@ def start(tmp_path: Path, clock: ManualClock) -> Iterator[Callable[..., Fabric]]
 
     def begin(**settings: Any) -> Fabric:
         stop()
-        options = {"state_dir": tmp_path, "bootstrap": bootstrap_file(tmp_path), "allow_simulated": True} | settings
+        options = {
+            "state_dir": tmp_path,
+            "bootstrap": bootstrap_file(tmp_path),
+            "allow_simulated": True,
+            "challenges": False,
+        } | settings
         app = create_app(Settings(**options), clock, tick_s=None)
         client = TestClient(app)
         running.append(Fabric(app, client.__enter__(), clock))
