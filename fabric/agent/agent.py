@@ -214,6 +214,11 @@ class Agent:
                 self._works.stop_work(message.run, message.task, message.attempt)
             case link.Measure():
                 self._begin_measuring(message.targets)
+            case _:
+                self._on_rest(message)
+
+    def _on_rest(self, message: Any) -> None:
+        match message:
             case link.Prove():
                 self._prove(message)
             case link.Refuse():
