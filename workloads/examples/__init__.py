@@ -1,0 +1,1 @@
+"""One runnable file each: what the documentation shows."""
