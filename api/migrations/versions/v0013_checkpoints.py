@@ -7,7 +7,7 @@ from api.notice_tables import CheckpointRow
 from ledger.tables import table_of
 
 revision = "checkpoints"
-down_revision = "gangs"
+down_revision = "slots"
 
 
 def upgrade() -> None:
