@@ -29,6 +29,7 @@ from fabric.agent.settings import AgentSettings
 from fabric.agent.work import BlobError, Blobs, Works
 from fabric.ping import round_trips_us
 from fabric.wire import link
+from fabric.wire.checkpoints import ManifestError
 from fabric.wire.clock import Clock
 from fabric.wire.reasons import Reason
 from fabric.wire.tokens import LeaseToken
@@ -286,7 +287,7 @@ class Agent:
         found, problem = None, ""
         try:
             found = await self._checkpoints.fetch(run, task)
-        except BlobError as error:
+        except (BlobError, ManifestError) as error:
             problem = str(error)
         pieces, manifest = found or ([], b"")
         for digest, piece in pieces:

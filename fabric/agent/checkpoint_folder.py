@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from fabric.agent.page import Page
 from fabric.wire import channel
+from fabric.wire.checkpoints import pack_manifest, read_manifest
 from fabric.wire.frames import Buffer
 
 PIECE_BYTES = 4 << 20
@@ -61,7 +60,7 @@ class CheckpointFolder:
         """
         with self._lock:
             files = [self._file(run, task, attempt, path) for path in _files(self.of(run, task))]
-            self._put([channel.CHECKPOINT, run, task, attempt], msgpack.packb(files) or b"")
+            self._put([channel.CHECKPOINT, run, task, attempt], pack_manifest(files))
             self._wait(self._sent)
 
     def take_piece(self, digest: str, body: Buffer) -> None:
@@ -70,9 +69,13 @@ class CheckpointFolder:
         self._known.add(digest)
 
     def restore(self, run: str, task: int, manifest: Buffer) -> None:
-        """Write the files of a manifest, whose pieces came before it."""
+        """Write the files of a manifest, whose pieces came before it.
+
+        Raises:
+            ManifestError: it is malformed, or names a place outside the folder; nothing is written.
+        """
         folder = self.of(run, task)
-        for name, digests in msgpack.unpackb(bytes(manifest)):
+        for name, digests in read_manifest(bytes(manifest)):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
@@ -80,7 +83,7 @@ class CheckpointFolder:
                     file.write(self._restored[digest])
         self._restored.clear()
 
-    def _file(self, run: str, task: int, attempt: int, path: Path) -> list[Any]:
+    def _file(self, run: str, task: int, attempt: int, path: Path) -> tuple[str, list[str]]:
         digests: list[str] = []
         with path.open("rb") as file:
             while piece := file.read(PIECE_BYTES):
@@ -89,7 +92,7 @@ class CheckpointFolder:
                 if digest not in self._known:
                     self._put([channel.PIECE, run, task, attempt], piece)
                     self._known.add(digest)
-        return [str(path.relative_to(self.of(run, task))), digests]
+        return str(path.relative_to(self.of(run, task))), digests
 
     def _put(self, header: list[Any], body: bytes) -> None:
         self._sent += 1

@@ -8,9 +8,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
-
 from fabric.agent.work import BlobError, Blobs
+from fabric.wire.checkpoints import ManifestError, read_manifest
 
 _Send = Callable[..., None]
 
@@ -35,13 +34,13 @@ class CheckpointStore:
         """(pieces, manifest) of the newest checkpoint; None when there is none.
 
         Raises:
-            BlobError: it is there and cannot be had.
+            BlobError: it is there and cannot be had. ManifestError: it is malformed.
         """
         known = await self._blobs.checkpoint(run, task)
         if not known:
             return None
         manifest = await self._blobs.piece(run, task, known)
-        wanted = dict.fromkeys(digest for _, digests in msgpack.unpackb(manifest) for digest in digests)
+        wanted = dict.fromkeys(digest for _, digests in read_manifest(manifest) for digest in digests)
         return [(digest, await self._blobs.piece(run, task, digest)) for digest in wanted], manifest
 
     async def stop(self) -> None:
@@ -56,9 +55,9 @@ class CheckpointStore:
         try:
             await self._blobs.put_piece(run, task, body)
             if manifest:
-                pieces = list(dict.fromkeys(digest for _, digests in msgpack.unpackb(body) for digest in digests))
+                pieces = list(dict.fromkeys(digest for _, digests in read_manifest(body) for digest in digests))
                 await self._blobs.put_checkpoint(run, task, hashlib.sha256(body).hexdigest(), pieces)
-        except (BlobError, ValueError, TypeError) as error:
+        except (BlobError, ManifestError) as error:
             told(str(error))
         else:
             told("")
