@@ -110,7 +110,7 @@ def _sentence(placement: Placement) -> str:
     )
     if placement.evicts:
         leases = f"{len(placement.evicts)} spot lease" + ("s" if len(placement.evicts) > 1 else "")
-        beside = f"; {leases} must leave first, so it is billed for at least ten minutes{beside}"
+        beside = f"; {leases} must leave first, after the notice they were promised{beside}"
     return (
         f"{count} at {placement.operator}{away} for {price} per GPU-hour, by {placement.explain.chosen_because}{beside}"
     )

@@ -34,6 +34,7 @@ KNOWN_KEYS = frozenset(
         "FABRIC_POOL_EXIT_DELAY_EPOCHS",
         "FABRIC_TEST_BCT_PRICE_DC",
         "FABRIC_BLOB_QUOTA_BYTES",
+        "FABRIC_CHALLENGES",
         "FABRIC_MAX_BLOB_BYTES",
         "FABRIC_LOG_LEVEL",
         # chain

@@ -98,7 +98,7 @@ def test_a_dry_run_says_who_would_have_to_leave_and_evicts_nobody(fabric, agent)
     evicted, _ = spot(fabric, agent, gpus="H100:2")
     plan = fabric.submit(gpu=["H100:2"], dry_run=True, expect=200)
     assert plan["explain"]["chosen"]["evicts"] == 1
-    assert "at least ten minutes" in plan["explain"]["text"]
+    assert "1 spot lease must leave first" in plan["explain"]["text"]
     assert fabric.run(evicted, who="bob")["state"] == "RUNNING"
 
 
