@@ -207,7 +207,14 @@ def _lease_gone(plane: Plane, session: Session, run: RunRow, lease: LeaseRow) ->
         if gangs.is_current(session, run, lease.id):
             gang_failed(plane, session, run, lease, reason, EXPLANATIONS[reason])
         return
+    if run.detached and _has_newer_lease(session, run, lease):
+        return
     attempt_ended(plane, session, run, reason, EXPLANATIONS[reason])
+
+
+def _has_newer_lease(session: Session, run: RunRow, lease: LeaseRow) -> bool:
+    """Whether a detached run's present attempt is on another lease than this one, whose end comes late."""
+    return any(other.id != lease.id and other.state in _USABLE for other in leases_of(session, run.id, active=True))
 
 
 def _send_work(plane: Plane, session: Session, run: RunRow, lease: LeaseRow) -> None:

@@ -90,6 +90,21 @@ def test_an_error_ends_a_detached_run_and_a_covered_one_is_tried_again(fabric, t
     assert [one["state"] for one in fabric.run(run)["attempts"]] == ["FAILED", "SENT"]
 
 
+def test_the_late_close_of_an_earlier_attempts_lease_does_not_end_the_present_attempt(fabric, token):
+    run, grant, work = start(fabric, retry={"on": ["error"], "max": 2})
+    fabric.agent.send(work_done(grant, work, "crashed"))
+    assert fabric.agent.expect(link.Release).lease == grant.lease
+    second = fabric.agent.expect(link.Grant)
+    fabric.agent.open(second)
+    again = fabric.agent.expect(link.Work)
+    fabric.agent.receipt(grant, CLOSE, 0)
+    assert fabric.run(run)["state"] == "RUNNING"
+    assert [one["state"] for one in fabric.run(run)["attempts"]] == ["FAILED", "SENT"]
+    fabric.agent.send(work_done(second, again, "done", result=sha(RESULT)))
+    fabric.agent.expect(link.Release)
+    assert fabric.run(run)["state"] == "SUCCEEDED"
+
+
 def test_a_lost_operator_queues_a_detached_run_again_and_its_old_answer_is_fenced(fabric, token):
     run, grant, work = start(fabric)
     fabric.agent.send(link.Ended(lease=grant.lease, generation=1, reason="operator_lost"))
