@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from scripted import Agent, Fabric, TestClient, bootstrap_file
+from scripted import Agent, Fabric, TestClient, bootstrap_file, gpu, nodes
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlmodel import Session
+from sqlmodel import Session, select
 from starlette.testclient import WebSocketDenialResponse
 
 from api import keys
@@ -22,7 +22,7 @@ from api.database import say
 from api.listening import Listener
 from api.plane import Plane, build
 from api.settings import Settings
-from api.tables import FactRow
+from api.tables import FactRow, GpuRow
 from fabric.wire.clock import ManualClock
 from ledger.errors import InsufficientFunds
 
@@ -157,6 +157,38 @@ def test_a_database_that_is_not_there_is_listened_for_again(url):
     listener.start()
     listener.close()
     assert calls == []
+
+
+def test_two_brokers_that_race_for_the_same_gpus_never_oversell(url, tmp_path):
+    clock, bootstrap = ManualClock(), bootstrap_file(tmp_path)
+    settings = Settings(
+        state_dir=tmp_path / "shared",
+        database_url=url,
+        bootstrap=bootstrap,
+        allow_simulated=True,
+        public_url="http://x",
+    )
+    apps = [create_app(settings, clock, tick_s=None) for _ in range(2)]
+    with TestClient(apps[0]) as one, TestClient(apps[1]) as two:
+        brokers = [Fabric(apps[0], one, clock), Fabric(apps[1], two, clock)]
+        offered = [gpu(number) for number in range(801, 807)]
+        agent = Agent(brokers[0], cluster="raced", nodes=nodes(*offered[:3]) + nodes(*offered[3:], name="node-2"))
+        agent.connect()
+        with ThreadPoolExecutor(
+            8
+        ) as pool:  # one and two GPUs at a time, so that both brokers want what the other wants
+            wanted = [["H100:2"] if number % 3 == 0 else ["H100"] for number in range(24)]
+            runs = list(
+                pool.map(lambda n: brokers[n % 2].submit(gpu=wanted[n], who=("alice", "bob")[n % 2]), range(24))
+            )
+        leased = [one["uuid"] for run in runs for lease in run["leases"] for one in lease["gpus"]]
+        assert len(leased) == len(set(leased))
+        with apps[1].state.plane.database.read() as session:
+            used = session.scalars(select(GpuRow.used_milli).where(GpuRow.cluster == "op-1/raced")).all()
+        assert sorted(used) == sorted([1000] * len(leased) + [0] * (6 - len(leased)))
+        assert len(leased) >= 4  # and what was free was sold: at most one account waits at its limit of unopened leases
+        assert {run["state"] for run in runs} == {"STARTING", "QUEUED"}
+        brokers[0].hang_up()
 
 
 def test_a_route_names_the_control_plane_whose_relay_leads_to_the_agent(url, tmp_path):
