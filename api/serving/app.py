@@ -31,10 +31,14 @@ from fabric.wire.errors import (
     Timeout,
 )
 from fabric.wire.ids import new_id
+from fabric.wire.reasons import RETRY_CLASSES
 
 _log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 16 << 20
+INTERRUPTIONS = RETRY_CLASSES["interruption"]
+WHOLE_TRIES = 4
+"""How often a whole answer is asked for while replicas are lost under it; like `Retry`'s three more."""
 _STATUS: tuple[tuple[type[Error], int], ...] = (
     (InvalidRequest, 400),
     (AuthError, 401),
@@ -108,15 +112,21 @@ class _Routes:
         found, asked = await self._asked(endpoint, request, openai.ChatIn, "chat")
         messages = [message.plain() for message in asked.messages]
         writer = openai.Writer(new_id("chatcmpl"), asked.model, int(time.time()), chat=True)
-        pieces = found.stream("chat", prompt_of(messages), messages, **asked.sampling())
-        return await _written(found, request, asked, writer, pieces)
+
+        def ask() -> AsyncIterator[Any]:
+            return found.stream("chat", prompt_of(messages), messages, **asked.sampling())
+
+        return await _written(found, request, asked, writer, ask)
 
     async def completions(self, endpoint: str, request: Request) -> Response:
         found, asked = await self._asked(endpoint, request, openai.CompletionIn, "complete")
         writer = openai.Writer(new_id("cmpl"), asked.model, int(time.time()), chat=False)
         text = asked.text()
-        pieces = found.stream("complete", prompt_of(text), text, **asked.sampling())
-        return await _written(found, request, asked, writer, pieces)
+
+        def ask() -> AsyncIterator[Any]:
+            return found.stream("complete", prompt_of(text), text, **asked.sampling())
+
+        return await _written(found, request, asked, writer, ask)
 
     async def embeddings(self, endpoint: str, request: Request) -> Response:
         found, asked = await self._asked(endpoint, request, openai.EmbeddingIn, "embed")
@@ -207,12 +217,12 @@ async def _json(request: Request) -> dict[str, Any]:
 
 
 async def _written(
-    endpoint: Endpoint, request: Request, asked: Any, writer: openai.Writer, pieces: AsyncIterator[Any]
+    endpoint: Endpoint, request: Request, asked: Any, writer: openai.Writer, ask: Callable[[], AsyncIterator[Any]]
 ) -> Response:
     """The whole answer, or a stream once its first piece is there: until then a fault is an HTTP status."""
-    counted = _counted(endpoint, pieces)
     if not asked.stream:
-        return JSONResponse(await _or_refuse(_unless_gone(request, _whole(writer, counted))))
+        return JSONResponse(await _or_refuse(_unless_gone(request, _whole(endpoint, writer, ask))))
+    counted = _counted(endpoint, ask())
     first = await _or_refuse(_unless_gone(request, _first(counted)))
     with_usage = asked.stream_options.include_usage
     events = _events(counted, first, writer.chunk, writer.usage_chunk if with_usage else None)
@@ -228,11 +238,19 @@ async def _counted(endpoint: Endpoint, pieces: AsyncIterator[Any]) -> AsyncItera
             yield piece
 
 
-async def _whole(writer: openai.Writer, pieces: AsyncIterator[Any]) -> dict[str, Any]:
+async def _whole(
+    endpoint: Endpoint, writer: openai.Writer, ask: Callable[[], AsyncIterator[Any]], tries: int = WHOLE_TRIES
+) -> dict[str, Any]:
+    """The whole answer; its reader has none of it yet, so one whose replica was lost half-way is asked for again."""
     text, end = "", {}
-    async for piece in pieces:
-        text += piece.get("text", "")
-        end = piece if piece.get("finish_reason") else end
+    try:
+        async for piece in _counted(endpoint, ask()):
+            text += piece.get("text", "")
+            end = piece if piece.get("finish_reason") else end
+    except RunFailed as lost:
+        if tries <= 1 or lost.reason not in INTERRUPTIONS:
+            raise
+        return await _whole(endpoint, writer, ask, tries - 1)
     return writer.whole(text, end)
 
 

@@ -138,6 +138,8 @@ class Lease:
         self._closing: tuple[str, str] | None = None
         self._deadline: Deadline | None = None
         self._restoring: list[tuple[Call, set[Key]]] = []
+        self._pieces: list[tuple[list[Any], bytes]] = []
+        self._to_put_back: dict[Key, list[tuple[list[Any], bytes]]] = {}
         self._barren_deaths = 0
         self._timer: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -349,13 +351,16 @@ class Lease:
             self._worker.page.store(max(number, self._worker.page.stored), problem)
 
     def on_piece(self, digest: str, body: Buffer) -> None:
-        if self._worker is not None:
-            self._worker.stream.send([channel.PIECE, digest], body)
+        self._pieces.append(([channel.PIECE, digest], bytes(body)))
 
     def on_checkpoint(self, run: str, task: int, found: bool, problem: str, body: Buffer) -> None:
-        """The newest checkpoint of a task that is tried again, or that there is none: now it may begin."""
-        if found and self._worker is not None:
-            self._worker.stream.send([channel.CHECKPOINT, run, task], body)
+        """The newest checkpoint of a task that is tried again, or that there is none: now it may begin.
+
+        Kept until the task is over, and sent with its call: the child of this moment may die before it begins.
+        """
+        if found:
+            self._to_put_back[run, task] = [*self._pieces, ([channel.CHECKPOINT, run, task], bytes(body))]
+        self._pieces = []
         for call, waiting in list(self._restoring):
             if (run, task) not in waiting:
                 continue
@@ -446,6 +451,9 @@ class Lease:
             self._worker_functions.add(call.digest)
             actor = [call.at_once] if at_once else []
             worker.stream.send([channel.FN, call.digest, *actor], self._functions[call.digest])
+        for task in call.tasks:
+            for header, piece in self._to_put_back.get((call.run, task.task), ()):
+                worker.stream.send(header, piece)
         worker.stream.send(call.header(), *call.body)
         if call.timeout_ms and self._timer is None:
             self._arm(call.timeout_ms)
@@ -754,6 +762,8 @@ class Lease:
 
     def _send_outcomes(self, outcomes: Sequence[tuple[Key, Outcome]]) -> None:
         """Results of one run in one frame, failures in another, in their order."""
+        for key, _ in outcomes:
+            self._to_put_back.pop(key, None)
         for (run, is_failed), group in groupby(outcomes, key=lambda pair: (pair[0][0], pair[1].failed)):
             listed = [outcome for _, outcome in group]
             kind = channel.FAILED if is_failed else channel.RESULT
