@@ -180,13 +180,24 @@ class Envs:
         if proxy is not None:
             await proxy.start()
         try:
-            child = await asyncio.to_thread(self._isolation.launch, self._spec(work, spec, index, proxy, uid))
+            child = await self._launch(self._spec(work, spec, index, proxy, uid))
             await self._watch(child, work)
         except SandboxError as error:
             raise EnvError(str(error)) from None
         finally:
             if proxy is not None:
                 await proxy.stop()
+
+    async def _launch(self, spec: ChildSpec) -> Child:
+        """The installer; one that has begun to start when nobody waits any more is ended, not left behind."""
+        launching = asyncio.ensure_future(asyncio.to_thread(self._isolation.launch, spec))
+        try:
+            return await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            await asyncio.wait([launching])
+            if launching.exception() is None:
+                await asyncio.to_thread(_end, launching.result())
+            raise
 
     def _proxy(self, index: str) -> Proxy:
         """The way to the index, and to nothing else."""
@@ -253,6 +264,12 @@ class Envs:
                 doomed = path.rename(self._root / f".gone-{path.name}-{secrets.token_hex(4)}")
                 shutil.rmtree(doomed, ignore_errors=True)
                 _log.info("environment removed", digest=path.name)
+
+
+def _end(child: Child) -> None:
+    child.kill()
+    child.exit_code()
+    child.close()
 
 
 def _put_first(folder: Path, interpreter: Path) -> None:

@@ -35,6 +35,12 @@ class Fabric:
         self.app, self.client, self.clock = app, client, clock
         self.sockets: list[Any] = []
 
+    def __enter__(self) -> "Fabric":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hang_up()
+
     @property
     def plane(self) -> Plane:
         return self.app.state.plane
@@ -245,7 +251,7 @@ def bootstrap_file(folder: Path, balance: int = BALANCE) -> Path:
             "test_balance_dc": balance if who != "poor" else 50,
             "admin": who == "admin",
         }
-        for who in ("alice", "bob", "poor", "admin")
+        for who in ("alice", "bob", "carol", "poor", "admin")
     ]
     operators = [
         {"id": name, "name": name.title(), "session_key": bytes(key.verify_key).hex(), "payout": PAYOUT}

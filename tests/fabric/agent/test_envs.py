@@ -5,6 +5,8 @@ import importlib
 import os
 import sys
 import tarfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,28 @@ async def test_who_waits_alone_and_leaves_takes_the_installation_along(tmp_path,
     await asyncio.gather(alone, return_exceptions=True)
     assert [path.name for path in (tmp_path / "envs").iterdir()] == [env.digest]
     await envs.stop()
+
+
+async def test_an_installer_that_begins_to_start_as_the_last_one_leaves_is_ended(tmp_path, index, monkeypatch):
+    isolation, begun, launched = Plain(), threading.Event(), []
+    launch = isolation.launch
+
+    def slow(spec):
+        begun.set()
+        time.sleep(0.2)
+        launched.append(launch(spec))
+        return launched[-1]
+
+    monkeypatch.setattr(isolation, "launch", slow)
+    envs = envs_of(tmp_path, index, isolation)
+    alone = asyncio.ensure_future(envs.get(EnvSpec(pip=["deep"])))
+    await asyncio.to_thread(begun.wait)
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
+    (child,) = launched
+    with pytest.raises(ProcessLookupError):
+        os.kill(child.pid, 0)
+    assert not list((tmp_path / "envs").iterdir())
 
 
 async def test_the_longest_unused_goes_when_there_is_too_much_and_what_is_used_stays(tmp_path, index, isolation):
