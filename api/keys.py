@@ -1,9 +1,11 @@
 """The control plane's own secrets: its token-signing key (a 0600 file) and the bearer tokens of agents' blob access."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
+import tempfile
 from pathlib import Path
 
 from nacl.signing import SigningKey
@@ -14,13 +16,21 @@ BLOB_TOKEN_MS = 86_400_000
 
 
 def load_or_make(path: Path) -> SigningKey:
-    """The key in `path`; made on first use, readable by its owner only."""
+    """The key in `path`; made on first use, readable by its owner only.
+
+    It appears whole: a process killed midway leaves none, and of two that make one at once both use the first.
+    """
     if not path.exists():
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(bytes(SigningKey.generate()))
-            file.flush()
-            os.fsync(file.fileno())
+        fd, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(bytes(SigningKey.generate()))
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            os.unlink(draft)
     return SigningKey(path.read_bytes())
 
 

@@ -22,10 +22,7 @@ ROUTER = "*"
 def load_secret(state_dir: Path) -> bytes:
     """The shared secret; made by whoever comes first."""
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        return bytes(keys.load_or_make(state_dir / KEY_FILE))
-    except FileExistsError:  # the other one made it just now
-        return bytes(keys.load_or_make(state_dir / KEY_FILE))
+    return bytes(keys.load_or_make(state_dir / KEY_FILE))
 
 
 def make(secret: bytes, customer: str, now_ms: int) -> str:
