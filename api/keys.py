@@ -30,7 +30,7 @@ def load_or_make(path: Path) -> SigningKey:
             with contextlib.suppress(FileExistsError):
                 os.link(draft, path)
         finally:
-            os.unlink(draft)
+            Path(draft).unlink()
     return SigningKey(path.read_bytes())
 
 
