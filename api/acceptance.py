@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fabric.wire.reasons import Reason
 from fabric.wire.receipts import GENESIS_HASH, GpuLine, Receipt, ReceiptKind
 
 TOO_LATE_MS = 600_000
@@ -17,6 +18,23 @@ GRACE_AFTER_RELEASE_MS = 5_000
 
 MINIMUM_MS = 1_000
 """The least that an opened lease costs, per GPU."""
+
+EVICTING_LEAST_MS = 600_000
+"""The least that a lease costs, per GPU, for which spot leases had to leave, if its customer ends it."""
+
+NOT_THE_CUSTOMERS = frozenset(
+    {
+        Reason.OPERATOR_DRAIN,
+        Reason.OPERATOR_LOST,
+        Reason.GPU_UNHEALTHY,
+        Reason.INTERNAL_ERROR,
+        Reason.PREEMPTED,
+        Reason.SLOT_ENDED,
+        Reason.STARTUP_TIMEOUT,
+        Reason.VERIFICATION_FAILED,
+    }
+)
+"""Ends that no customer chose: a lease that evicts then costs no more than any other."""
 
 
 class Verdict(StrEnum):
@@ -96,6 +114,17 @@ def billable_ms(claim_ms: int, window: int, billed_ms: int, kind: ReceiptKind) -
     """Cumulative ms to bill: the smaller of claim and window, never less than before, at CLOSE at least a second."""
     floor = MINIMUM_MS if kind is ReceiptKind.CLOSE else 0
     return max(min(claim_ms, window), billed_ms, floor)
+
+
+def least_ms(least: int, kind: ReceiptKind, reason: str) -> int:
+    """The least to bill with this receipt, whatever was used: at the CLOSE of a lease that its customer ended.
+
+    Args:
+        least: what the lease costs at least, per GPU; ten minutes for one that evicts.
+        kind: of the receipt.
+        reason: why the lease ended.
+    """
+    return least if kind is ReceiptKind.CLOSE and reason not in NOT_THE_CUSTOMERS else 0
 
 
 def _no(reason: str) -> Judgement:

@@ -57,13 +57,23 @@ def receipts_are_a_chain(session: Session) -> Iterator[Finding]:
 
 
 def bills_are_bounded(session: Session) -> Iterator[Finding]:
-    """Billed is at most the operator's claim and the control plane's window; a second at least."""
-    for row in session.scalars(select(LeaseGpuRow).order_by(col(LeaseGpuRow.lease), col(LeaseGpuRow.gpu))):
-        bound = max(min(row.claimed_ms, row.window_ms), MINIMUM_MS)
+    """Billed is at most the operator's claim and the control plane's window; but the lease's least when it is over."""
+    rows = session.execute(
+        select(LeaseGpuRow, LeaseRow.least_ms, LeaseRow.state)  # type: ignore[call-overload]
+        .join(LeaseRow, col(LeaseRow.id) == col(LeaseGpuRow.lease))
+        .order_by(col(LeaseGpuRow.lease), col(LeaseGpuRow.gpu))
+    )
+    for row, least, state in rows:
+        floor = MINIMUM_MS if state in _ACTIVE else max(least, MINIMUM_MS)
+        bound = max(_used_ms(row), floor)
         if row.billed_ms > bound:
             yield Finding(
                 "lease_gpus", f"{row.lease}/{row.gpu}", f"{row.billed_ms} ms are billed, at most {bound} may be"
             )
+
+
+def _used_ms(row: LeaseGpuRow) -> int:
+    return min(row.claimed_ms, row.window_ms)
 
 
 def gpus_are_never_oversold(session: Session) -> Iterator[Finding]:
@@ -84,7 +94,10 @@ def gpus_are_never_oversold(session: Session) -> Iterator[Finding]:
 
 
 def leases_do_not_overlap_in_time(session: Session) -> Iterator[Finding]:
-    """Billed time of a GPU, times its share, fits between the first grant and the last end of its leases."""
+    """Billed time of a GPU, times its share, fits between the first grant and the last end of its leases.
+
+    What a lease that evicted is billed beyond its time is nobody's use of the GPU and does not count.
+    """
     rows = session.execute(
         select(LeaseGpuRow, LeaseRow)
         .join(LeaseRow, col(LeaseRow.id) == col(LeaseGpuRow.lease))
@@ -92,7 +105,7 @@ def leases_do_not_overlap_in_time(session: Session) -> Iterator[Finding]:
     )
     for gpu, parts in groupby(rows, key=lambda pair: pair[0].gpu):
         leases = list(parts)
-        billed = sum(part.billed_ms * part.share_milli for part, _ in leases)
+        billed = sum(min(part.billed_ms, max(_used_ms(part), MINIMUM_MS)) * part.share_milli for part, _ in leases)
         start = min(lease.granted_ms for _, lease in leases)
         end = max(lease.closed_ms or lease.granted_ms + part.window_ms + MINIMUM_MS for part, lease in leases)
         slack = MINIMUM_MS * len(leases)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from api.acceptance import EVICTING_LEAST_MS, MINIMUM_MS
 from fabric.placement.answer import Alternative, Nearest, Offer, Placement, Reason, Refusal, Verdict
 from fabric.wire.amounts import format_dc
 from fabric.wire.errors import Error, NoCapacity, PriceExceeded
@@ -69,6 +70,7 @@ def _chosen(placement: Placement) -> dict[str, Any]:
         "rtt_ms": _rtt(placement.rtt_ms),
         "because": placement.explain.chosen_because,
         "evicts": len(placement.evicts),
+        "least_ms": EVICTING_LEAST_MS if placement.evicts else MINIMUM_MS,
     }
 
 
@@ -110,7 +112,8 @@ def _sentence(placement: Placement) -> str:
     )
     if placement.evicts:
         leases = f"{len(placement.evicts)} spot lease" + ("s" if len(placement.evicts) > 1 else "")
-        beside = f"; {leases} must leave first, after the notice they were promised{beside}"
+        least = f"at least {EVICTING_LEAST_MS // 60_000} minutes are billed"
+        beside = f"; {leases} must leave first, after the notice they were promised; {least}{beside}"
     return (
         f"{count} at {placement.operator}{away} for {price} per GPU-hour, by {placement.explain.chosen_because}{beside}"
     )

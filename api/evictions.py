@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from api import notices
+from api.acceptance import EVICTING_LEAST_MS
 from api.commitments import seats_of
 from api.fleet import split_node
 from api.fleets import note_change
@@ -20,10 +21,7 @@ from api.tables import LeaseRow, RunRow
 from fabric.placement.answer import Placement
 from fabric.wire.machines import ACTIVE_LEASE_STATES, LeaseState, RunState
 from fabric.wire.reasons import Reason
-from ledger.pricing import HOLD_MS, PricedShare, cost_up, reserve_dc_up
-
-LEAST_MS = HOLD_MS
-"""A lease that evicts must be able to pay for so long, or it evicts nobody."""
+from ledger.pricing import PricedShare, cost_up, reserve_dc_up
 
 
 def begin(plane: Plane, session: Session, run: RunRow, placement: Placement) -> bool:
@@ -58,7 +56,10 @@ def is_over(plane: Plane, session: Session, eviction: EvictionRow) -> bool:
 
 
 def end(plane: Plane, session: Session, eviction: EvictionRow) -> None:
-    """Keep the room no longer."""
+    """Keep the room no longer; the run is over, or is to be placed there now."""
+    run = session.get_one(RunRow, eviction.run)
+    run.evicted_gpus = [uuid for seat in eviction.seats for uuid, _ in seat["gpus"]]
+    session.add(run)
     _note(plane, session, eviction)
     session.delete(eviction)
     session.flush()
@@ -78,7 +79,7 @@ def _payable(plane: Plane, session: Session, run: RunRow, placement: Placement) 
         for part in placement.assignments
         for share in part.gpus
     ]
-    needed = max(cost_up(shares, LEAST_MS), reserve_dc_up(shares, 0))
+    needed = max(cost_up(shares, EVICTING_LEAST_MS), reserve_dc_up(shares, 0))
     left = None if run.budget_dc is None else run.budget_dc - ledger.committed_dc(run.id)
     return ledger.balance(run.customer).available >= needed and (left is None or left >= needed)
 

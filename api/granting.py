@@ -6,6 +6,7 @@ from sqlalchemy import update
 from sqlmodel import Session
 
 from api import nonces
+from api.acceptance import EVICTING_LEAST_MS, MINIMUM_MS
 from api.database import say
 from api.fleet import split_node
 from api.fleets import note_change
@@ -75,6 +76,7 @@ def _grant_one(
         grant_nonce=nonces.issue(session, cluster, now).seq or 0,
         granted_ms=now,
         topped_up_ms=now,
+        least_ms=_least_ms(run, part),
     )
     session.add(lease)
     session.flush()
@@ -85,6 +87,13 @@ def _grant_one(
     plane.metrics.leases.inc()
     say(session, cluster_topic(cluster), run_topic(run.id))
     return lease
+
+
+def _least_ms(run: RunRow, part: Assignment) -> int:
+    """Ten minutes where spot leases had to leave for it, once; else what any lease costs at least."""
+    evicted = {share.uuid for share in part.gpus}.intersection(run.evicted_gpus)
+    run.evicted_gpus = [uuid for uuid in run.evicted_gpus if uuid not in evicted]
+    return EVICTING_LEAST_MS if evicted else MINIMUM_MS
 
 
 def _take_gpus(session: Session, lease: LeaseRow, part: Assignment) -> None:
@@ -107,7 +116,9 @@ def _hold(plane: Plane, session: Session, run: RunRow, lease: LeaseRow, part: As
     available = ledger.balance(run.customer).available
     left = None if run.budget_dc is None else run.budget_dc - ledger.committed_dc(run.id)
     shares = priced_shares(lease, [share.milli for share in part.gpus])
-    size = hold_size(shares, notice_ms=lease.notice_ms, available_dc=available, budget_left_dc=left)
+    size = hold_size(
+        shares, notice_ms=lease.notice_ms, available_dc=available, budget_left_dc=left, least_ms=lease.least_ms
+    )
     if size.refused is StopReason.BUDGET_EXHAUSTED:
         raise BudgetExhausted(
             f"the budget has {left} DC left, the lease needs at least {size.reserve_dc} DC set aside; raise `budget`",

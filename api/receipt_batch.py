@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from api import nonces, notices, receipt_rows, transitions
-from api.acceptance import TOO_LATE_MS, Judgement, Verdict, billable_ms, judge, window_ms
+from api.acceptance import TOO_LATE_MS, Judgement, Verdict, billable_ms, judge, least_ms, window_ms
 from api.lifecycle import LeaseEvent
 from api.plane import Plane
 from api.receipt_rows import OpenLease
@@ -147,9 +147,11 @@ class Batch:
         )
 
     def _meter(self, lease: OpenLease, receipt: Receipt, window: int) -> None:
+        least = least_ms(lease.least_ms, receipt.kind, lease.reason or receipt.reason)
         for line in receipt.gpus:
             meter = lease.meters[line.uuid]
-            billed = billable_ms(line.gpu_ms, window, meter.billed_ms, receipt.kind)
+            used = billable_ms(line.gpu_ms, window, meter.billed_ms, receipt.kind)
+            billed = max(used, least)
             usage = Usage(
                 lease_id=lease.id,
                 generation=receipt.generation,
@@ -163,7 +165,7 @@ class Batch:
                 model=meter.model,
                 share_milli=line.share_milli,
                 price_dc_per_gpu_hour=lease.price_dc_per_gpu_hour,
-                cumulative_gpu_ms=billed,
+                cumulative_gpu_ms=used,
                 at_ms=self._now,
                 receipt_hash=receipt.hash,
                 utilised_gpu_ms=max(0, line.utilised_ms - meter.line.utilised_ms),
@@ -171,14 +173,17 @@ class Batch:
                 simulated=meter.simulated,
             )
             if lease.price_dc_per_gpu_hour:  # on a slot the slot's own time is booked, used or not
-                lease.usages += by_pool_and_holder(
-                    usage,
-                    billed - meter.billed_ms,
-                    lease.stays.get(meter.gpu_id, ()),
-                    self._epochs,
-                    lease.nfts.get(meter.gpu_id, ()),
-                )
+                lease.usages += self._divided(lease, usage, used - meter.billed_ms, billed)
             meter.line, meter.billed_ms, meter.window_ms = line, billed, max(window, meter.window_ms)
+
+    def _divided(self, lease: OpenLease, usage: Usage, added_ms: int, billed_ms: int) -> list[Usage]:
+        """By pool and holder of the time of use; what is billed beyond it, of the moment at which the lease ends."""
+        stays, nfts = lease.stays.get(usage.gpu_id, ()), lease.nfts.get(usage.gpu_id, ())
+        parts = by_pool_and_holder(usage, added_ms, stays, self._epochs, nfts)
+        if billed_ms > usage.cumulative_gpu_ms:
+            rest = replace(usage, part=len(parts), cumulative_gpu_ms=billed_ms, utilised_gpu_ms=0, energy_mj=0)
+            parts += by_pool_and_holder(rest, 0, stays, self._epochs, nfts)
+        return parts
 
     def _parts(self, lease: OpenLease) -> Iterator[dict[str, Any]]:
         """Each run's part of the lease; a run that is not known yet, or is another customer's, gets none."""

@@ -64,6 +64,8 @@ class OpenLease:
     state: str
     price_dc_per_gpu_hour: int
     notice_ms: int
+    least_ms: int
+    reason: str
     granted_ms: int
     release_ms: int | None
     topped_up_ms: int
@@ -107,6 +109,8 @@ def load(session: Session, fabric_id: str, receipts: Sequence[Receipt]) -> dict[
             state=row.state,
             price_dc_per_gpu_hour=row.price_dc_per_gpu_hour,
             notice_ms=row.notice_ms,
+            least_ms=row.least_ms,
+            reason=row.reason,
             granted_ms=row.granted_ms,
             release_ms=row.release_ms,
             topped_up_ms=row.topped_up_ms,

@@ -229,6 +229,7 @@ class RunRow(SQLModel, table=True):
     tasks_total: int = _big(default=0)
     explain: dict[str, Any] = _json(default_factory=dict)
     excluded_nodes: list[str] = _json(default_factory=list)
+    evicted_gpus: list[str] = _json(default_factory=list)
     code: str = Field(default="", index=True)
     args: str = Field(default="", index=True)
     result_blob: str = ""
@@ -240,7 +241,8 @@ class LeaseRow(SQLModel, table=True):
 
     `billing_nonce_ms` is when the nonce of the accepted OPEN was issued, not before the grant: the window's start.
     `release_ms` is when the control plane decided to end it. After `lost_at_ms` it is lost unless a receipt came.
-    `set_aside_dc` is its hold and all top-ups; minus `charged_dc` it is what is held.
+    `set_aside_dc` is its hold and all top-ups; minus `charged_dc` it is what is held. `least_ms` is the least that it
+    costs when its customer ends it.
     """
 
     __tablename__ = _named("leases")
@@ -278,6 +280,7 @@ class LeaseRow(SQLModel, table=True):
     topped_up_ms: int = _big()
     top_ups: int = 0
     set_aside_dc: int = _big(default=0)
+    least_ms: int = _big(default=1_000)
     billing_nonce_ms: int | None = _maybe_ms()
     last_seq: int = _big(default=-1)
     last_hash: bytes = b""

@@ -64,13 +64,20 @@ def reserve_dc_up(shares: Sequence[PricedShare], notice_ms: int) -> int:
 
 
 def hold_size(
-    shares: Sequence[PricedShare], *, notice_ms: int, available_dc: int, budget_left_dc: int | None
+    shares: Sequence[PricedShare],
+    *,
+    notice_ms: int,
+    available_dc: int,
+    budget_left_dc: int | None,
+    least_ms: int = 0,
 ) -> HoldSize:
     """Ten minutes at the lease's price, less if budget or balance are less, never without the reserve.
 
+    The reserve contains what the lease costs at least: `least_ms` at its price.
+
     Returns ``refused`` when not even the reserve fits; the reason says whether budget or balance is short.
     """
-    reserve = reserve_dc_up(shares, notice_ms)
+    reserve = max(reserve_dc_up(shares, notice_ms), cost_up(shares, least_ms))
     wanted = max(cost_up(shares, HOLD_MS), reserve)
     dc, short = _bounded(wanted, available_dc, budget_left_dc)
     return HoldSize(dc, reserve, short if dc < reserve else None)

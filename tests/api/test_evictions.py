@@ -1,7 +1,7 @@
 """Spot leases leave when a higher tier needs their GPUs: with notice, for somebody, and for nothing never."""
 
 import pytest
-from scripted import Agent, gpu, nodes
+from scripted import H100_PRICE, Agent, gpu, nodes
 
 from fabric.wire import link
 from fabric.wire.receipts import ReceiptKind
@@ -48,6 +48,59 @@ def test_spot_gets_its_notice_and_the_run_that_needs_the_gpu_gets_it(fabric, age
     again = fabric.run(evicted, who="bob")
     assert (again["state"], again["reason"]) == ("QUEUED", "preempted")
     assert fabric.audit() == []
+
+
+def evicting(fabric, agent, gpus="H100:2", **members):
+    """A run that evicted and got its lease, open; (run id, its grant)."""
+    _, grant = spot(fabric, agent, gpus=gpus)
+    wants = fabric.submit(gpu=[gpus], **members)
+    assert "at least 10 minutes are billed" in wants["explain"]["text"]
+    agent.expect(link.Notice)
+    agent.beat(10_000)
+    closes(agent, grant)
+    fabric.tick()
+    won = agent.expect(link.Grant)
+    agent.open(won)
+    return wants["id"], won
+
+
+def test_a_lease_that_evicted_costs_ten_minutes_at_least(fabric, agent):
+    run, grant = evicting(fabric, agent)
+    agent.beat(2_000)
+    fabric.call("POST", f"/v1/runs/{run}/finish", {"state": "SUCCEEDED", "reason": "done"})
+    closes(agent, grant, 2_000, "done")
+    assert fabric.run(run)["cost"]["accrued_dc"] == str(2 * H100_PRICE // 6)
+    assert fabric.audit() == []
+
+
+def test_a_lease_that_evicted_and_lasts_longer_costs_its_time(fabric, agent):
+    run, grant = evicting(fabric, agent)
+    for minute in range(1, 13):
+        agent.beat(60_000)
+        fabric.call("POST", "/v1/sessions/ses-alice/heartbeat")
+        agent.receipt(grant, ReceiptKind.TICK, minute * 60_000)
+    closes(agent, grant, 720_000, "done")
+    assert fabric.run(run)["cost"]["accrued_dc"] == str(2 * H100_PRICE // 5)
+    assert fabric.audit() == []
+
+
+@pytest.mark.parametrize("reason", ["operator_drain", "gpu_unhealthy", "internal_error"])
+def test_a_lease_that_evicted_and_that_no_customer_ended_costs_its_time(fabric, agent, reason):
+    run, grant = evicting(fabric, agent)
+    agent.beat(2_000)
+    closes(agent, grant, 2_000, reason)
+    assert int(fabric.run(run)["cost"]["accrued_dc"]) <= H100_PRICE * 2 * 2 // 3600
+    assert fabric.audit() == []
+
+
+def test_only_the_lease_for_which_somebody_had_to_leave_costs_ten_minutes(fabric, agent):
+    run, grant = evicting(fabric, agent)
+    fabric.call("POST", f"/v1/runs/{run}/cancel")
+    closes(agent, grant, 1_000, "cancelled_by_user")
+    agent.expect(link.Grant)  # the one that was evicted is back
+    other = fabric.submit(gpu=["H100:2"], budget_dc=10**6, tier="spot")["id"]
+    assert fabric.run(run)["cost"]["accrued_dc"] == str(2 * H100_PRICE // 6)
+    assert fabric.run(other)["cost"]["accrued_dc"] == "0"
 
 
 def test_the_one_that_loses_least_goes_and_only_as_many_as_needed(fabric, agent):
