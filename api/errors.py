@@ -3,6 +3,7 @@
 fabric.wire.errors.Error          the tree that a person meets, see there
 ├── NotFound                      nothing of that name that this account may see
 ├── Conflict                      it exists already, or its state does not allow this
+├── NotAcceptable                 in no form that was asked for
 └── PayloadTooLarge               beyond a limit or a quota
 """
 
@@ -50,6 +51,10 @@ class Conflict(Error):
     code = "conflict"
 
 
+class NotAcceptable(Error):
+    code = "not-acceptable"
+
+
 class PayloadTooLarge(Error):
     code = "payload-too-large"
 
@@ -67,6 +72,7 @@ STATUS: dict[type[Error], int] = {
     NotFound: 404,
     Conflict: 409,
     PayloadTooLarge: 413,
+    NotAcceptable: 406,
 }
 
 _TITLES = {
@@ -74,6 +80,7 @@ _TITLES = {
     402: "Not enough money",
     403: "Not allowed",
     404: "Not found",
+    406: "Not to be had in that form",
     409: "Not possible now",
     413: "Too large",
     422: "The request makes no sense",

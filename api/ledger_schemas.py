@@ -183,6 +183,21 @@ class Entries(_Out):
     next: int | None
 
 
+class EntryLine(_Out):
+    """A posting with its entry; an entry without postings has one line without an account."""
+
+    entry: int
+    source_id: str
+    kind: str
+    at_ms: int
+    lease: str | None
+    customer: str | None
+    reverses: int | None
+    account: str | None
+    asset: str | None
+    amount: Dc
+
+
 class Closed(_Out):
     """`closed`: epochs closed by this request; `open_epochs`: with usage from before it, and still open."""
 
@@ -278,6 +293,26 @@ def entry_view(found: queries.EntryView) -> Entry:
         reverses=found.reverses_id,
         postings=postings,
     )
+
+
+def entry_lines(entries: Sequence[Entry]) -> list[EntryLine]:
+    """The same as a table."""
+    return [
+        EntryLine(
+            entry=one.id,
+            source_id=one.source_id,
+            kind=one.kind,
+            at_ms=one.at_ms,
+            lease=one.lease,
+            customer=one.customer,
+            reverses=one.reverses,
+            account=None if posting is None else posting.account,
+            asset=None if posting is None else posting.asset,
+            amount=0 if posting is None else posting.amount,
+        )
+        for one in entries
+        for posting in one.postings or [None]
+    ]
 
 
 def file_of(session: Session, number: int) -> bytes | None:

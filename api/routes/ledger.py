@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import anyio
 from anyio import to_thread
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from sqlmodel import Session
 
 from api import ledger_jobs
@@ -12,12 +12,14 @@ from api import ledger_schemas as schemas
 from api.deps import AdminDep, CallerDep, PlaneDep, ReadSession
 from api.errors import Conflict, NotFound
 from api.plane import Plane
+from api.tabular import FORMS, FormatDep, answer
+from api.tagged import TaggedRoute
 from ledger import queries
 from ledger.proofs import exit_proof, lease_proof
 from ledger.queries import Page, Party
 from ledger.settings import NOT_SETTLED
 
-router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
+router = APIRouter(prefix="/v1/ledger", tags=["ledger"], route_class=TaggedRoute)
 
 _MAX = 2**63 - 1
 """The largest number that the database compares."""
@@ -32,21 +34,41 @@ def gpus(session: ReadSession, after: str = "", limit: Limit = 100) -> schemas.G
     return schemas.GpuIds(gpus=queries.gpus(session, after=after, limit=limit))
 
 
-@router.get("/gpus/{gpu_id}", summary="A GPU's use over its life, and its cash flow by epoch")
-def gpu(session: ReadSession, gpu_id: str, cursor: Before = None, limit: Limit = 100) -> schemas.GpuLedger:
+@router.get(
+    "/gpus/{gpu_id}",
+    summary="A GPU's use over its life, and its cash flow by epoch",
+    response_model=schemas.GpuLedger,
+    responses=FORMS,
+)
+def gpu(
+    request: Request, session: ReadSession, gpu_id: str, form: FormatDep, cursor: Before = None, limit: Limit = 100
+) -> Response:
     found = queries.gpu(session, gpu_id.lower())
     if found is None:
         raise NotFound(f"GPU {gpu_id} was never used")
     flow = queries.gpu_cash_flow(session, gpu_id.lower(), before=cursor, limit=limit)
-    return schemas.gpu_view(found, flow)
+    body = schemas.gpu_view(found, flow)
+    return answer(request, form, body, schemas.CashFlow, body.cash_flow)
 
 
-@router.get("/epochs", summary="Closed epochs, newest first, and the one that runs")
-def epochs(plane: PlaneDep, session: ReadSession, cursor: Before = None, limit: Limit = 100) -> schemas.Epochs:
+@router.get(
+    "/epochs",
+    summary="Closed epochs, newest first, and the one that runs",
+    response_model=schemas.Epochs,
+    responses=FORMS,
+)
+def epochs(
+    request: Request,
+    plane: PlaneDep,
+    session: ReadSession,
+    form: FormatDep,
+    cursor: Before = None,
+    limit: Limit = 100,
+) -> Response:
     page = queries.epochs(session, before=cursor, limit=limit)
-    return schemas.Epochs(
-        epochs=[schemas.epoch_view(one) for one in page.items], next=page.next_cursor, current=_current(plane, session)
-    )
+    rows = [schemas.epoch_view(one) for one in page.items]
+    body = schemas.Epochs(epochs=rows, next=page.next_cursor, current=_current(plane, session))
+    return answer(request, form, body, schemas.Epoch, rows)
 
 
 @router.get("/settlement", summary="The chain on which epochs are settled, how far, and what is waited for")
@@ -68,12 +90,18 @@ def settlement(plane: PlaneDep, session: ReadSession) -> schemas.Settlement:
     )
 
 
-@router.get("/epochs/{number}", summary="One closed epoch: totals, roots, usage and payouts")
-def epoch(session: ReadSession, number: Number) -> schemas.EpochDetail:
+@router.get(
+    "/epochs/{number}",
+    summary="One closed epoch: totals, roots, usage and payouts; as a table its usage",
+    response_model=schemas.EpochDetail,
+    responses=FORMS,
+)
+def epoch(request: Request, session: ReadSession, number: Number, form: FormatDep) -> Response:
     found = queries.epoch(session, number)
     if found is None:
         raise NotFound(f"epoch {number} is not closed")
-    return schemas.epoch_detail(found, queries.epoch_usages(session, number), queries.payouts_upto(session, number))
+    body = schemas.epoch_detail(found, queries.epoch_usages(session, number), queries.payouts_upto(session, number))
+    return answer(request, form, body, schemas.GpuEpoch, body.usage)
 
 
 @router.get("/epochs/{number}/file", summary="The epoch's canonical file, from which anyone computes the same roots")
@@ -103,18 +131,26 @@ def proof(session: ReadSession, number: Number, leaf: str) -> schemas.Proof:
     return schemas.proof_view(found)
 
 
-@router.get("/entries", summary="The account's entries, newest first; an admin sees all with `all=true`")
+@router.get(
+    "/entries",
+    summary="The account's entries, newest first; an admin sees all with `all=true`; as a table a row per posting",
+    response_model=schemas.Entries,
+    responses=FORMS,
+)
 def entries(
+    request: Request,
     session: ReadSession,
     caller: CallerDep,
+    form: FormatDep,
     cursor: Before = None,
     limit: Limit = 100,
     lease: str | None = None,
     all: bool = False,  # noqa: A002 - the protocol's name
-) -> schemas.Entries:
+) -> Response:
     customer = None if all and caller.admin else caller.customer
     page: Page[Any] = queries.entries(session, customer=customer, lease_id=lease, before=cursor, limit=limit)
-    return schemas.Entries(entries=[schemas.entry_view(one) for one in page.items], next=page.next_cursor)
+    body = schemas.Entries(entries=[schemas.entry_view(one) for one in page.items], next=page.next_cursor)
+    return answer(request, form, body, schemas.EntryLine, schemas.entry_lines(body.entries))
 
 
 @router.post("/epochs/close", summary="Make final what is due and close every epoch that is over (admin key)")
@@ -137,17 +173,25 @@ async def close(plane: PlaneDep, _admin: AdminDep, wait_s: Annotated[float, Quer
     return view
 
 
-@router.get("/{party}s/{name}", summary="What a pool, operator or holder earned, by epoch")
+@router.get(
+    "/{party}s/{name}",
+    summary="What a pool, operator or holder earned, by epoch",
+    response_model=schemas.PartyLedger,
+    responses=FORMS,
+)
 def party(
+    request: Request,
     session: ReadSession,
     party: Literal["pool", "operator", "holder"],
     name: str,
+    form: FormatDep,
     cursor: Before = None,
     limit: Limit = 100,
-) -> schemas.PartyLedger:
+) -> Response:
     who = Party(party)
     flow = queries.cash_flow(session, who, name, before=cursor, limit=limit)
-    return schemas.party_view(queries.earnings(session, who, name), flow)
+    body = schemas.party_view(queries.earnings(session, who, name), flow)
+    return answer(request, form, body, schemas.CashFlow, body.cash_flow)
 
 
 def _closed(plane: Plane, closed: list[int], asked_ms: int) -> schemas.Closed:
