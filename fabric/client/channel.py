@@ -54,7 +54,11 @@ class Listener(Protocol):
 
 
 class Channel:
-    """One lease's. `find_route` asks for a fresh route, and says `Gone` when the lease is over or None when not yet."""
+    """One lease's. `find_route` asks for a fresh route, and says `Gone` when the lease is over or None when not yet.
+
+    Attributes:
+        leaving: why the lease ends soon, once it got its notice: what is sent there now may not be done in time.
+    """
 
     def __init__(
         self, lease: str, find_route: Callable[[], Awaitable[Route | Gone | None]], listener: Listener
@@ -62,6 +66,7 @@ class Channel:
         self.lease = lease
         self.listener = listener
         self.node = ""
+        self.leaving: Reason | None = None
         self.reconnect_s = RECONNECT_S
         self._find_route = find_route
         self._stream: Stream | None = None
@@ -168,6 +173,8 @@ class Channel:
         elif header[0] == channel.CLOSED:
             self._on_closed(_reason(header[1]), str(header[2]))
         elif header[0] != channel.PONG:
+            if header[0] == channel.NOTICE:
+                self.leaving = _reason(header[1])
             self.listener.on_frame(self, header, body)
 
     def _on_ready(self, facts: dict[str, Any]) -> None:

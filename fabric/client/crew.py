@@ -160,6 +160,8 @@ class Crew:
             self._on_failed(channel, header[2])
         elif header[0] == wire.UNKNOWN and header[1] == self.run:
             self._send_again(channel, header[2])
+        elif header[0] == wire.NOTICE:
+            self._on_notice(channel)
 
     def on_resumed(self, channel: Channel) -> None:
         owed = self._tasks.owed(channel.lease)
@@ -293,6 +295,7 @@ class Crew:
         self._starved_since = None
         self._told.put(Placed(held.facts))
         self._feed(held)
+        self._part(held)
         self._set_room()
 
     def _set_room(self) -> None:
@@ -303,11 +306,33 @@ class Crew:
             self._feed(held)
 
     def _feed(self, held: HeldLease) -> None:
+        if self._avoids(held):
+            return
         while held.channel.is_open and (room := held.pace.room(len(self._tasks.out.get(held.id, ())))):
             taken = self._tasks.take(held.id, room, FRAME_BYTES, self._now())
             if not taken:
                 break
             held.channel.call(self.run, self._packed, taken, self._options.timeout_ms)
+
+    def _avoids(self, held: HeldLease) -> bool:
+        """Whether tasks wait for another lease rather than go there; an actor's object is where it is to the end."""
+        return held.leaving and self._kind != "actor"
+
+    def _on_notice(self, channel: Channel) -> None:
+        """What runs there may be done in time; what was not sent yet goes elsewhere."""
+        held = self._leases.get(channel.lease)
+        if held is not None:
+            self._part(held)
+            self._ask_for_more()
+
+    def _part(self, held: HeldLease) -> None:
+        """Give a lease back that will leave, as soon as nothing runs there: until then it costs, and others wait."""
+        reason = held.channel.leaving
+        if reason is None or not self._avoids(held) or self._tasks.out.get(held.id) or self._over:
+            return
+        if self._leases.pop(held.id, None) is not None:
+            self._office.pool.drop(held, reason)
+            self._ask_for_more()
 
     def _on_part(self, channel: Channel, header: list[Any], body: memoryview) -> None:
         _, _, index, attempt, seq, sizes = header
@@ -339,6 +364,7 @@ class Crew:
             return
         self._feed(held)
         self._finish_if_over()
+        self._part(held)
 
     def _settle(self, lease: str, index: int, attempt: int, status: int) -> bool:
         """Whether this answer is the task's last word."""
@@ -364,6 +390,9 @@ class Crew:
         channel.acknowledge(self.run, [entry[0] for entry in entries])
         self._on_ended(channel.lease, [ended for ended in ends if ended is not None])
         self._feed_all()
+        held = self._leases.get(channel.lease)
+        if held is not None:
+            self._part(held)
 
     def _on_ended(self, lease: str, ends: list[Ended]) -> None:
         for ended in ends:
@@ -406,7 +435,8 @@ class Crew:
 
     def _ask_for_more(self) -> None:
         have = len(self._leases) + self._opening
-        missing = min(self._wanted_now(), self._tasks.pending + (not have)) - have
+        staying = have - sum(map(self._avoids, self._leases.values()))
+        missing = min(self._wanted_now(), self._tasks.pending + (not have)) - staying
         if self._over or self._asking or missing <= 0 or not self._tasks.open:
             return
         if not have and self._starve():

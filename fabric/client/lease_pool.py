@@ -33,6 +33,11 @@ class HeldLease:
     def price_dc_per_gpu_hour(self) -> int:
         return int(self.facts["price_dc_per_gpu_hour"])
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it got its notice: it ends soon, by itself."""
+        return self.channel.leaving is not None
+
 
 class LeasePool:
     """Lingering leases, newest first.
@@ -82,7 +87,7 @@ class LeasePool:
 
     def give(self, held: HeldLease, linger_s: float) -> None:
         """Take a lease back; it is released after `linger_s` seconds unless somebody takes it."""
-        if linger_s <= 0 or self._waiting or not held.channel.is_open:
+        if linger_s <= 0 or self._waiting or held.leaving or not held.channel.is_open:
             self.drop(held, Reason.DONE)
             return
         held.channel.listener = self
@@ -103,10 +108,15 @@ class LeasePool:
         self._idle.clear()
 
     def on_frame(self, channel: Channel, header: list[Any], body: memoryview) -> None:  # noqa: ARG002
-        """Between runs only late output is of interest."""
+        """Between runs late output is of interest, and a notice: what leaves soon is worth nothing to the next run."""
         if header[0] == wire.LOG:
             for stream, _, text in header[3]:
                 self._on_line(stream, text)
+        elif header[0] == wire.NOTICE:
+            for held in self._of(channel):
+                if held.timer is not None:
+                    held.timer.cancel()
+                self._expire(held)
 
     def on_resumed(self, channel: Channel) -> None:
         """Nothing is owed between runs."""

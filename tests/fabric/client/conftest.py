@@ -39,6 +39,7 @@ class SmallNode:
         self.queue = asyncio.Queue()
         self.drop_after = None
         self.close_with = None
+        self.warn_with = None
         self.fail_with = []
         self.nonsense = False
         self.worker = asyncio.create_task(self.work())
@@ -125,6 +126,9 @@ class SmallNode:
             if self.nonsense:
                 await self.send([channel.RESULT, run, [[task, "what?"]]])
             self.running = None
+            if self.warn_with is not None:
+                reason, self.warn_with = self.warn_with, None
+                await self.send([channel.NOTICE, reason, 30_000])
             if self.close_with is not None:
                 reason, self.close_with = self.close_with, None
                 await self.send([channel.CLOSED, reason, "as the test wants"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fabric
+from fabric.wire import channel
 
 
 def test_a_run_returns_the_value_of_the_function(small_fabric):
@@ -86,6 +87,55 @@ def test_tasks_of_a_lost_lease_go_to_another_as_a_new_attempt(small_fabric):
     assert sorted(fabric.map(lambda x: x, range(50), ordered=False)) == list(range(50))
     assert len(small_fabric.leases) == 2
     assert {attempt for *_, attempt in small_fabric.node(1).ran} == {1, 2}
+
+
+def test_a_map_sends_nothing_more_to_a_lease_that_leaves_and_gets_another(small_fabric):
+    assert fabric.run(lambda: 0) == 0
+    leaves = small_fabric.node()
+    before, leaves.warn_with = len(leaves.ran), "preempted"
+    assert list(fabric.map(lambda x: x, range(100), max_parallel=1)) == list(range(100))
+    sent = len(leaves.ran) - before
+    assert 1 <= sent < 50, "what was there already was still done"
+    assert len(small_fabric.node(1).ran) == 100 - sent
+    assert {attempt for *_, attempt in small_fabric.node(1).ran} == {1}
+    assert small_fabric.leases["lease0"]["released"] == "preempted"
+
+
+def test_a_run_that_is_at_work_stays_where_it_is_and_its_lease_is_not_kept_for_the_next(small_fabric):
+    assert fabric.run(lambda: 0) == 0
+    small_fabric.node().warn_with = "operator_drain"
+    assert fabric.run(lambda: 1) == 1
+    assert len(small_fabric.leases) == 1
+    assert fabric.run(lambda: 2) == 2
+    assert (len(small_fabric.leases), small_fabric.leases["lease0"]["state"]) == (2, "CLOSED")
+
+
+def test_a_lingering_lease_that_gets_its_notice_is_given_back_at_once(small_fabric):
+    assert fabric.run(lambda: 0) == 0
+    small_fabric.on_loop(small_fabric.node().send([channel.NOTICE, "preempted", 30_000]))
+    until = time.monotonic() + 20
+    while small_fabric.leases["lease0"]["state"] != "CLOSED" and time.monotonic() < until:
+        time.sleep(0.01)
+    assert small_fabric.leases["lease0"]["state"] == "CLOSED"
+    assert fabric.run(lambda: 1) == 1
+    assert len(small_fabric.leases) == 2
+
+
+def test_an_actor_is_called_where_its_object_is_until_the_lease_ends(small_fabric):
+    class Counter:
+        def __init__(self):
+            self.count = 0
+
+        def up(self):
+            self.count += 1
+            return self.count
+
+    counter = fabric.actor(Counter)()
+    assert counter.up.remote() == 1
+    small_fabric.on_loop(small_fabric.node().send([channel.NOTICE, "preempted", 30_000]))
+    assert [counter.up.remote() for _ in range(20)] == list(range(2, 22))
+    counter.close()
+    assert len(small_fabric.leases) == 1
 
 
 def test_a_lease_that_ends_for_a_reason_without_retry_ends_the_run_with_its_error(small_fabric):

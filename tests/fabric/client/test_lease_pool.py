@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from fabric.client.lease_pool import HeldLease, LeasePool
+from fabric.wire import channel
 from fabric.wire.reasons import Reason
 
 
@@ -13,6 +14,7 @@ class OpenChannel:
 
     def __init__(self):
         self.is_open = True
+        self.leaving = None
         self.listener = None
 
     def close(self):
@@ -55,3 +57,19 @@ async def test_what_lingers_is_released_as_soon_as_a_run_of_the_process_waits(po
     pool.give(held("lease_c"), 60)
     await asyncio.sleep(0)
     assert len(released) == 2
+
+
+async def test_what_got_its_notice_is_neither_kept_nor_taken(pool, released):
+    first, second = held("lease_a"), held("lease_b")
+    pool.give(first, 60)
+    pool.give(second, 60)
+    first.channel.leaving = Reason.PREEMPTED
+    pool.on_frame(first.channel, [channel.NOTICE, "preempted", 30_000], memoryview(b""))
+    await asyncio.sleep(0)
+    assert released == [("lease_a", Reason.DONE)]
+    assert pool.take(("L4",), None) is second
+    second.channel.leaving = Reason.OPERATOR_DRAIN
+    pool.give(second, 60)
+    await asyncio.sleep(0)
+    assert [name for name, _ in released] == ["lease_a", "lease_b"]
+    assert pool.take(("L4",), None) is None
