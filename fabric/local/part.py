@@ -31,6 +31,8 @@ class Part:
     restart_at: float = field(default=0.0)
     failures: int = 0
     said_before: int = 0
+    gives_up_saying: str = ""
+    """What it says when the machine was too busy for it to start in its own time: worth a second try."""
 
     @property
     def pid(self) -> int | None:
@@ -49,6 +51,10 @@ class Part:
         self.process = None
         self.failures = 0 if now - self.started_at >= STEADY_S else self.failures + 1
         self.restart_at = now + min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** max(0, self.failures - 1))
+
+    def was_too_slow(self) -> bool:
+        """Whether it has ended for the first time, and only because it did not start in its own time."""
+        return self.failures == 1 and bool(self.gives_up_saying) and self.gives_up_saying in self.last_words(40)
 
     def signal(self, number: int) -> None:
         """Send a signal, if it runs."""

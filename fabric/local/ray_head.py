@@ -12,6 +12,9 @@ from pathlib import Path
 ADDRESS = "127.0.0.2"
 """Ray replaces 127.0.0.1 by the machine's outer address; it leaves the rest of the loopback network alone."""
 
+GIVES_UP_SAYING = "timed out during startup"
+"""`ray start` says so when its raylet has not registered within 30 s, which no setting changes."""
+
 OBJECT_STORE_BYTES = 128 << 20
 """Only the agent's few messages pass through it."""
 

@@ -28,7 +28,7 @@ from fabric.local.processes import (
     kill_tree,
     reap,
 )
-from fabric.local.ray_head import ADDRESS, RayHead
+from fabric.local.ray_head import ADDRESS, GIVES_UP_SAYING, RayHead
 from fabric.local.settings import CONTROL_KEYS, LocalSettings
 from fabric.wire.errors import Error, ServiceError
 
@@ -97,7 +97,12 @@ class _Supervisor:
         self._control = self._part("control", ["-m", "api"], _control_environ(home, port, serving))
         self._serving = self._part("serving", ["-m", "api.serving"], _serving_environ(home, self._url, serving))
         self._ray = Part(
-            "ray", self._head.command(), self._environ(self._head.environ()), home.root, home.logs / "ray.log"
+            "ray",
+            self._head.command(),
+            self._environ(self._head.environ()),
+            home.root,
+            home.logs / "ray.log",
+            gives_up_saying=GIVES_UP_SAYING,
         )
         config = agent_config(
             home,
@@ -155,6 +160,9 @@ class _Supervisor:
 
     def _on_end(self, part: Part, code: int) -> None:
         if self._state == "starting" and not self._stopping:
+            if part.was_too_slow():
+                self._start_ray_again()
+                return
             raise ServiceError(
                 f"the embedded fabric's {part.name} ended with {code} while it started: {part.last_words()} "
                 f"(log: {part.log})"
@@ -162,6 +170,12 @@ class _Supervisor:
         if part is self._ray:
             kill_orphans([other.pid for other in self._parts if other.pid])
             self._agent.signal(signal.SIGTERM)
+
+    def _start_ray_again(self) -> None:
+        """From nothing: what is left of the attempt before would be taken for this one."""
+        kill_orphans([other.pid for other in self._parts if other.pid])
+        (self._head.folder / "session_latest").unlink(missing_ok=True)
+        self._ray.start()
 
     def _keep_parts(self) -> None:
         now = time.monotonic()

@@ -97,3 +97,18 @@ def _eventually(condition, seconds=10):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_a_part_that_was_too_slow_for_its_own_deadline_is_worth_one_more_try(tmp_path):
+    talk = "print('the node timed out during startup')"
+    for says, expected in (("timed out", [True, False]), ("another word", [False, False]), ("", [False, False])):
+        part = Part(
+            "slow", [sys.executable, "-c", talk], dict(os.environ), tmp_path, tmp_path / "log", gives_up_saying=says
+        )
+        seen = []
+        for _ in range(2):
+            part.start()
+            assert part.process is not None
+            part.ended(part.process.wait(10), time.monotonic())
+            seen.append(part.was_too_slow())
+        assert seen == expected
