@@ -5,9 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workloads.inference import ChatModel, Embedder
+    from workloads.training import FineTune, Training
 
-_HOMES = {"ChatModel": "workloads.inference", "Embedder": "workloads.inference"}
-__all__ = ["ChatModel", "Embedder"]
+_HOMES = {
+    "ChatModel": "workloads.inference",
+    "Embedder": "workloads.inference",
+    "FineTune": "workloads.training",
+    "Training": "workloads.training",
+}
+__all__ = ["ChatModel", "Embedder", "FineTune", "Training"]
 
 
 def __getattr__(name: str) -> Any:

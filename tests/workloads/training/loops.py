@@ -1,0 +1,66 @@
+"""Loops that the tests train with; they travel to the ranks as source."""
+
+import os
+import signal
+import time
+
+
+def digits(session, epochs, hidden=64, sharded=False, kill_at=None):
+    """(final training loss, accuracy, the step that this attempt began at). `kill_at`: (rank, step) of attempt 1."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels / 16.0, dtype=torch.float32), torch.tensor(labels)
+    hidden_layer = torch.nn.Sequential(torch.nn.Linear(64, hidden), torch.nn.ReLU(), torch.nn.Dropout(0.1))
+    model = session.wrap(torch.nn.Sequential(hidden_layer, torch.nn.Linear(hidden, 10)), sharded=sharded)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999)
+    session.resume(model, optimizer, schedule=schedule)
+    first = session.steps
+    for batch in session.batches(1437, 32, epochs):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x[:1437][batch]), y[:1437][batch])
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        session.report(loss=loss)
+        if kill_at == (session.rank, session.steps) and session.attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    model.eval()
+    with torch.no_grad():
+        accuracy = (model(x[1437:]).argmax(1) == y[1437:]).float().mean().item()
+        return torch.nn.functional.cross_entropy(model(x[:1437]), y[:1437]).item(), accuracy, first
+
+
+def wrong_on(session, rank):
+    """One rank finds that something is wrong while the others wait for it."""
+    import torch
+
+    model = session.wrap(torch.nn.Linear(2, 2))
+    for step in range(100):
+        if session.rank == rank and step == 3:
+            raise LookupError(f"rank {rank} found nothing")
+        model(torch.ones(1, 2)).sum().backward()
+
+
+def one_hangs(session, rank):
+    import torch
+
+    model = session.wrap(torch.nn.Linear(2, 2))
+    if session.rank == rank:
+        time.sleep(60)
+    model(torch.ones(1, 2)).sum().backward()
+
+
+def endless(session):
+    """Ends only because it is stopped; the steps it made."""
+    import torch
+
+    model = session.wrap(torch.nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    session.resume(model, optimizer)
+    for _ in session.batches(10_000, 1, 1_000_000):
+        time.sleep(0.01)
+        session.report(loss=1.0, tokens=7)
+    return session.steps

@@ -1,0 +1,123 @@
+"""What a training asks of its ranks, and which ranks a lease holds. Pure; imports no torch."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fabric
+
+MARGIN = 0.9
+"""Of what a budget pays for, so much is used: the rest is for opening, closing and the hold that a lease needs."""
+
+_COUNT = re.compile(r":(\d+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The same for every rank and attempt.
+
+    Attributes:
+        ranks_per_node: processes per lease, one per GPU.
+        limit_s: the loop stops by itself after so long, all attempts together; 0: never.
+        checkpoint_every_s: between two checkpoints.
+        startup_s: how long ranks wait for each other.
+        collective_s: how long a rank waits in a collective for the others.
+        stopped_by: what to call it when `limit_s` is over.
+        seed: of the weights and of the order of samples.
+    """
+
+    ranks_per_node: int = 1
+    limit_s: float = 0.0
+    checkpoint_every_s: float = 60.0
+    startup_s: float = 120.0
+    collective_s: float = 600.0
+    stopped_by: str = "budget"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rank's place.
+
+    Attributes:
+        host, port: where rank 0 listens.
+        own: this lease's address as its peers see it.
+        neighbours: ranks at that address, this one included.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    attempt: int
+    host: str
+    port: int
+    own: str
+    neighbours: int = 1
+
+
+def places(environ: Mapping[str, str], ranks_per_node: int, free_port: int) -> list[Place]:
+    """Of all ranks of the lease whose environment this is; the ranks of a node follow each other.
+
+    Args:
+        environ: with what a gang's rank finds there (docs/gangs.md), or without it on one node.
+        ranks_per_node: how many there are.
+        free_port: where rank 0 may listen when there is one node alone.
+    """
+    node, nodes = int(environ.get("FABRIC_RANK", "0")), int(environ.get("FABRIC_WORLD_SIZE", "1"))
+    peers = environ.get("FABRIC_PEERS", "").split(",") if nodes > 1 else ["127.0.0.1"]
+    port = int(environ["FABRIC_RENDEZVOUS_PORT"]) if nodes > 1 else free_port
+    attempt = int(environ.get("FABRIC_ATTEMPT", "1"))
+    return [
+        Place(
+            node * ranks_per_node + local,
+            nodes * ranks_per_node,
+            local,
+            attempt,
+            _bare(peers[0]),
+            port,
+            _bare(peers[node]),
+            peers.count(peers[node]) * ranks_per_node,
+        )
+        for local in range(ranks_per_node)
+    ]
+
+
+def count_ranks(gpu: Any, wanted: int | None) -> int:
+    """One rank per GPU of a lease, as the GPU's spec counts them.
+
+    Raises:
+        fabric.InvalidRequest: the specs leave the number open.
+    """
+    if wanted is not None:
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= 64:
+            raise fabric.InvalidRequest(f"ranks_per_node={wanted!r} is not a number of processes from 1 to 64")
+        return wanted
+    specs: Iterable[Any] = [gpu] if isinstance(gpu, str) else (gpu or [":1"])
+    counts = {int(found[1]) if (found := _COUNT.search(str(spec))) else 1 for spec in specs}
+    open_ended = any(str(spec).rpartition(":")[2].replace(".", "").isdigit() and ".." in str(spec) for spec in specs)
+    if len(counts) > 1 or open_ended:
+        raise fabric.InvalidRequest(
+            f"gpu={gpu!r} leaves open how many GPUs a node has; say ranks_per_node=…, or one count for all"
+        )
+    return counts.pop()
+
+
+def seconds_for(budget: Any, price_per_gpu_hour: float, gpus: int) -> float:
+    """How long a training may take on so many GPUs until its budget, less the margin, is used.
+
+    Raises:
+        fabric.InvalidRequest: it would not last for a second.
+    """
+    seconds = MARGIN * float(budget) * 3600 / (price_per_gpu_hour * gpus)
+    if seconds < 1:
+        raise fabric.InvalidRequest(
+            f"budget={budget} pays {gpus} GPUs at {price_per_gpu_hour:g} per GPU-hour for {seconds:.2f} s; give more"
+        )
+    return seconds
+
+
+def _bare(address: str) -> str:
+    """Without a port, should one stand there."""
+    host, _, port = address.rpartition(":")
+    return host if host and port.isdigit() and ":" not in host else address
