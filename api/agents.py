@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from api import enrolment, gangs, inventory, keys, nonces, notices, rounds, transitions
+from api import enrolment, gangs, inventory, keys, nonces, notices, orders, rounds, transitions
 from api.agent_events import AgentEvents
 from api.distances import FRESH_MS, neighbours, write_location
 from api.fleet import cluster_id
@@ -147,7 +147,8 @@ class Agents:
             cluster = self._cluster(session, hello, name)
             write_location(session, cluster.id, hello.location)
             write_gateway(session, cluster.id, hello.fingerprint, self._plane.settings.public_url)
-            inventory.write_prices(session, cluster.id, hello.prices, self._plane.now_ms())
+            prices = orders.with_orders(session, cluster.id, hello.prices)
+            inventory.write_prices(session, cluster.id, prices, self._plane.now_ms())
             refused = inventory.write_nodes(self._plane, session, cluster, hello.nodes)
             if refused:
                 _log.warning("GPUs refused: another operator's", cluster=cluster.id, gpus=len(refused))

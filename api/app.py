@@ -37,6 +37,7 @@ from api.routes import (
 )
 from api.routes import chain as chain_route
 from api.routes import checkpoints as checkpoints_route
+from api.routes import orders as orders_route
 from api.routes import pools as pools_route
 from api.routes import slots as slots_route
 from api.settings import Settings
@@ -65,6 +66,7 @@ _ROUTES = (
     relay,
     pools_route,
     slots_route,
+    orders_route,
 )
 _RANDOM = SystemRandom()
 _DESCRIPTION = """

@@ -23,8 +23,14 @@ def noticed(session: Session, leases: Collection[str]) -> set[str]:
 
 
 def draining(session: Session) -> set[tuple[str, str]]:
-    """(cluster, node) of every node that gets no new leases."""
+    """(cluster, node) of every node that gets no new leases; of a whole cluster, (cluster, "")."""
     return {(row.cluster, row.node) for row in session.scalars(select(DrainRow).where(col(DrainRow.draining)))}
+
+
+def is_draining(session: Session, cluster: str, node: str) -> bool:
+    """Whether one node gets no new leases, by itself or with its whole cluster."""
+    rows = (session.get(DrainRow, (cluster, name)) for name in (node, ""))
+    return any(row is not None and row.draining for row in rows)
 
 
 def keep_seats(session: Session, fleet: Fleet, nodes: Collection[str]) -> None:

@@ -110,7 +110,12 @@ def reload(session: Session, fleet: Fleet, supply: Suppliers, keys: Collection[t
     drained = draining(session)
     owners = accounts(session) if any(one.isolation == NONE for one in terms.values()) else {}
     for row in _nodes(session, keys):
-        if row.cluster in supply.clusters and row.present and not row.lost and (row.cluster, row.name) not in drained:
+        if (
+            row.cluster in supply.clusters
+            and row.present
+            and not row.lost
+            and not drained & {(row.cluster, row.name), (row.cluster, "")}
+        ):
             operator = supply.clusters[row.cluster]
             offered = [
                 _gpu(gpu, prices.get((row.cluster, gpu.model), {}), supply.sold.get(gpu.uuid))

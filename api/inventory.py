@@ -17,13 +17,13 @@ from api.tables import ClusterRow, GpuRow, NodeRow, PriceRow
 from api.terms import write_terms
 from fabric.placement.request import TIERS
 from fabric.wire.link import GpuInfo, Hello, NodeInfo
+from fabric.wire.operator_orders import MAX_PRICE_DC
 from ledger.leaves import gpu_id_hex
 
 _log = structlog.get_logger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 _PYTHON = re.compile(r"3\.(\d{1,2})")
 _OLDEST_MINOR = 11
-_MAX_PRICE_DC = 2**40
 
 
 def problem_of(nodes: list[NodeInfo], *, allow_simulated: bool) -> str:
@@ -53,8 +53,8 @@ def problem_of_hello(hello: Hello, *, allow_simulated: bool) -> str:
         for tier, price in tiers.items():
             if tier not in TIERS:
                 return f"price of {model}: tier {tier!r} does not exist; there are {', '.join(TIERS)}"
-            if not 1 <= price <= _MAX_PRICE_DC:
-                return f"price of {model} ({tier}) is {price} DC per GPU-hour; 1 to {_MAX_PRICE_DC} is possible"
+            if not 1 <= price <= MAX_PRICE_DC:
+                return f"price of {model} ({tier}) is {price} DC per GPU-hour; 1 to {MAX_PRICE_DC} is possible"
     try:
         if hello.location:
             coordinates_of(hello.location)

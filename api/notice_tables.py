@@ -39,7 +39,10 @@ class EvictionRow(SQLModel, table=True):
 
 
 class DrainRow(SQLModel, table=True):
-    """Whether an operator takes a node out of service; `issued_ms` is the date of the newest order about it."""
+    """Whether an operator takes a node out of service; `issued_ms` is the date of the newest order about it.
+
+    The node "" is the whole cluster, whatever else is said of one node.
+    """
 
     __tablename__ = _named("drains")
 

@@ -5,6 +5,7 @@ from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from api import schemas
+from api.commitments import is_draining
 from api.deps import PlaneDep, ReadSession
 from api.errors import NotFound
 from api.lifecycle import NEAR_SILENT_MS
@@ -38,6 +39,7 @@ def _gpu(session: Session, row: GpuRow, now_ms: int) -> schemas.Gpu:
     node = session.get(NodeRow, (row.cluster, row.node))
     cluster = session.get_one(ClusterRow, row.cluster)
     up = _live(cluster, now_ms) and node is not None and node.present and not node.lost
+    up = up and not is_draining(session, row.cluster, row.node)
     return schemas.Gpu(
         id=row.id,
         operator=row.operator,
