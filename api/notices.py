@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from api import transitions
+from api.acceptance import MINIMUM_MS, NOT_THE_CUSTOMERS
 from api.commitments import noticed
 from api.database import say
 from api.fleets import note_change
@@ -38,6 +39,9 @@ def give(plane: Plane, session: Session, lease: LeaseRow, reason: Reason, notice
     until = now + notice_ms
     if known is not None and known.until_ms <= until:
         return known.until_ms
+    if reason in NOT_THE_CUSTOMERS:
+        lease.least_ms = MINIMUM_MS  # who gives it back now does so because it was told to
+        session.add(lease)
     session.merge(NoticeRow(lease=lease.id, reason=reason, given_ms=now, until_ms=until))
     session.flush()
     note_change(session, now, lease.cluster, [lease.node])

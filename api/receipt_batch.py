@@ -147,7 +147,8 @@ class Batch:
         )
 
     def _meter(self, lease: OpenLease, receipt: Receipt, window: int) -> None:
-        least = least_ms(lease.least_ms, receipt.kind, lease.reason or receipt.reason)
+        reason = Reason.DONE if lease.given_back else lease.reason or receipt.reason
+        least = least_ms(lease.least_ms, receipt.kind, reason)
         for line in receipt.gpus:
             meter = lease.meters[line.uuid]
             used = billable_ms(line.gpu_ms, window, meter.billed_ms, receipt.kind)

@@ -66,6 +66,7 @@ class OpenLease:
     notice_ms: int
     least_ms: int
     reason: str
+    given_back: bool
     granted_ms: int
     release_ms: int | None
     topped_up_ms: int
@@ -111,6 +112,7 @@ def load(session: Session, fabric_id: str, receipts: Sequence[Receipt]) -> dict[
             notice_ms=row.notice_ms,
             least_ms=row.least_ms,
             reason=row.reason,
+            given_back=row.given_back,
             granted_ms=row.granted_ms,
             release_ms=row.release_ms,
             topped_up_ms=row.topped_up_ms,

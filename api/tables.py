@@ -242,7 +242,7 @@ class LeaseRow(SQLModel, table=True):
     `billing_nonce_ms` is when the nonce of the accepted OPEN was issued, not before the grant: the window's start.
     `release_ms` is when the control plane decided to end it. After `lost_at_ms` it is lost unless a receipt came.
     `set_aside_dc` is its hold and all top-ups; minus `charged_dc` it is what is held. `least_ms` is the least that it
-    costs when its customer ends it.
+    costs when its customer ends it; `given_back`: its customer said so, and the reason is the customer's word.
     """
 
     __tablename__ = _named("leases")
@@ -281,6 +281,7 @@ class LeaseRow(SQLModel, table=True):
     top_ups: int = 0
     set_aside_dc: int = _big(default=0)
     least_ms: int = _big(default=1_000)
+    given_back: bool = False
     billing_nonce_ms: int | None = _maybe_ms()
     last_seq: int = _big(default=-1)
     last_hash: bytes = b""

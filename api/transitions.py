@@ -257,6 +257,7 @@ def _release_unused(plane: Plane, session: Session, run: RunRow, decided: RunSte
         return
     for lease in leases_of(session, run.id, active=True):
         if not _others(session, lease.id, run.id):
+            lease.given_back = lease.given_back or decided.told
             lease_event(plane, session, lease, LeaseEvent.RELEASE, decided.lease_reason)
 
 

@@ -3,7 +3,10 @@
 import pytest
 from scripted import H100_PRICE, Agent, gpu, nodes
 
+from api import notices
+from api.tables import LeaseRow
 from fabric.wire import link
+from fabric.wire.reasons import Reason
 from fabric.wire.receipts import ReceiptKind
 
 CLOSE = ReceiptKind.CLOSE
@@ -89,6 +92,28 @@ def test_a_lease_that_evicted_and_that_no_customer_ended_costs_its_time(fabric, 
     run, grant = evicting(fabric, agent)
     agent.beat(2_000)
     closes(agent, grant, 2_000, reason)
+    assert int(fabric.run(run)["cost"]["accrued_dc"]) <= H100_PRICE * 2 * 2 // 3600
+    assert fabric.audit() == []
+
+
+@pytest.mark.parametrize("reason", ["preempted", "operator_drain", "internal_error", "startup_timeout"])
+def test_who_gives_it_back_pays_the_least_whatever_reason_they_state(fabric, agent, reason):
+    run, grant = evicting(fabric, agent)
+    agent.beat(2_000)
+    fabric.call("POST", f"/v1/leases/{grant.lease}/release", {"generation": grant.generation, "reason": reason})
+    closes(agent, grant, 2_000, reason)
+    assert fabric.run(run)["cost"]["accrued_dc"] == str(2 * H100_PRICE // 6)
+    assert fabric.audit() == []
+
+
+def test_who_is_told_to_leave_and_does_pays_no_more_than_the_time(fabric, agent):
+    run, grant = evicting(fabric, agent)
+    with fabric.plane.database.write() as session:
+        notices.give(fabric.plane, session, session.get_one(LeaseRow, grant.lease), Reason.OPERATOR_DRAIN, 30_000)
+    agent.beat(2_000)
+    ended = {"generation": grant.generation, "reason": "operator_drain"}
+    fabric.call("POST", f"/v1/leases/{grant.lease}/release", ended)
+    closes(agent, grant, 2_000, "operator_drain")
     assert int(fabric.run(run)["cost"]["accrued_dc"]) <= H100_PRICE * 2 * 2 // 3600
     assert fabric.audit() == []
 
