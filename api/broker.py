@@ -1,52 +1,42 @@
-"""Runs and leases as customers ask for them: submit, wait in the queue, more leases, release, cancel, finish, sessions.
+"""Runs and leases as customers ask for them: submit, more leases, release, cancel, finish, sessions.
 
-Each method works inside the caller's transaction. Where a request goes is `fabric.placement`'s decision, what an event
-means `api.lifecycle`'s, what is written `api.granting`'s and `api.transitions`'.
+Each method works inside the caller's transaction. Where a request goes is `api.placing`'s to find out, whether leases
+are granted `api.leasing`'s, what waits `api.queueing`'s; what an event means is `api.lifecycle`'s, what is written
+`api.granting`'s and `api.transitions`'.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import case, func, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select
 from sqlmodel import Session, col
 
-from api import evictions, gangs, slots, transitions
-from api import fleet as fleets
+from api import slots, transitions
 from api.database import say
-from api.decisions import explain, nearest_of, refused
+from api.decisions import explain, refused
 from api.distances import caller_rtts_ms, wants_near, write_rtts
 from api.errors import Conflict, NotFound
-from api.fleet import node_key
-from api.granting import default_budget_dc, grant, join
+from api.gangs import check_gang
+from api.granting import join
+from api.leasing import Leasing
 from api.lifecycle import NEAR_SILENT_MS, NOT_BILLED_BACK, LeaseEvent, RunStep, run_failed, run_finished
+from api.placing import Placing
 from api.plane import Plane
+from api.queueing import Queue
 from api.schemas import RttsIn, RunRequest, Target, ToldRun
-from api.signals import cluster_topic, run_topic
+from api.signals import cluster_topic
 from api.surroundings import check_same_surroundings, check_surroundings
 from api.tables import ClusterRow, LeaseRow, LeaseRunRow, RunRow, SessionRow
 from api.ways import way_to
 from fabric.placement.answer import Placement, Refusal, Verdict
-from fabric.placement.fleet import Fleet
-from fabric.placement.place import as_held, keep_clear, offers, place
-from fabric.placement.queue import AGEING_MS, OVERDUE_MS, Waiting, next_up, overdue
-from fabric.placement.request import Request
 from fabric.wire import link
 from fabric.wire.errors import BudgetExhausted, InsufficientFunds, InvalidRequest, PriceExceeded, ServiceError
-from fabric.wire.ids import new_id
-from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal, step
+from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal
 from fabric.wire.reasons import Reason
 from fabric.wire.receipts import RunLine
-from fabric.wire.retry import delay_s
 from ledger.chain.stalled import stalled
 
-MAX_UNOPENED = 4
-"""Leases of one customer that may wait for their OPEN at the same time: so long nobody pays for them."""
-
 _OWN_LEASES = ("actor", "serve")
-_QUEUE_BATCH = 200
-_ROOM_FOR = 8
-"""So many runs that wait too long have room kept for them at the same time."""
 _WAITS = "it waits: room is kept for runs that have waited longer, or too many leases of the account are not open yet"
 _USABLE = (LeaseState.GRANTED.value, LeaseState.OPEN.value)
 
@@ -57,8 +47,9 @@ class Broker:
     def __init__(self, plane: Plane, session: Session, *, writes: bool = True) -> None:
         self._plane = plane
         self._session = session
-        self._writes = writes
-        self._planning = ""
+        self._placing = Placing(plane, session, writes=writes)
+        self._leasing = Leasing(plane, session, self._placing)
+        self._queue = Queue(plane, session, self._placing, self._leasing)
 
     def submit(self, customer: str, request: RunRequest) -> RunRow:
         """Take a run: place it now, or queue what fits but is taken.
@@ -101,7 +92,7 @@ class Broker:
         self._plane.metrics.runs.inc()
         lease = self._held_lease(run, request)
         join(self._session, lease.id, run.id, self._plane.now_ms())
-        self._started(run)
+        self._leasing.started(run)
         transitions.run_step(self._plane, self._session, run, RunStep(RunState.RUNNING))
         return run, True
 
@@ -141,12 +132,12 @@ class Broker:
             NoCapacity, PriceExceeded: as `submit`; also when it would have to wait.
         """
         _check(request)
-        self._planning = customer
-        fleet, decided = self._decide(request, [])
+        self._placing.planning = customer
+        fleet, decided = self._placing.decide(request, [])
         if isinstance(decided, Refusal):
-            decided = self._by_eviction(fleet, request, []) or decided
+            decided = self._placing.by_eviction(fleet, request, []) or decided
         if isinstance(decided, Refusal):
-            raise refused(decided, request.max_price_dc, self._dearer(fleet, request))
+            raise refused(decided, request.max_price_dc, self._placing.dearer(fleet, request))
         run = self._new_run(customer, request, stored=False)
         run.explain = explain(decided)
         return run, decided
@@ -159,12 +150,12 @@ class Broker:
             self._leave(run)
             state = RunState(run.state)
         if state is RunState.QUEUED:
-            self._try_queued(run, self._fleet(), self._kept_clear(self._fleet(), run))
+            self._queue.try_run(run, self._placing.fleet(), self._queue.kept_clear(self._placing.fleet(), run))
         elif state in (RunState.STARTING, RunState.RUNNING):
             try:
-                fleet = self._fleet()
-                clear = self._kept_clear(fleet, run).union(exclude)
-                self._grant_up_to(run, request, count, run.excluded_nodes, fleet, clear)
+                fleet = self._placing.fleet()
+                clear = self._queue.kept_clear(fleet, run).union(exclude)
+                self._leasing.grant_up_to(run, request, count, run.excluded_nodes, fleet, clear)
             except (InsufficientFunds, BudgetExhausted) as error:
                 run.explain = {**run.explain, "text": error.message}
                 self._session.add(run)
@@ -229,7 +220,7 @@ class Broker:
             return []
         measured = caller_rtts_ms(self._session, session, now)
         anywhere = told.request.model_copy(update={"max_rtt_ms": None, "objective": "cost"})
-        eligible = sorted({offer.cluster for offer in self._offers(anywhere)})
+        eligible = sorted({offer.cluster for offer in self._placing.offers(anywhere)})
         probe = distances.to_probe(session, measured, eligible)
         return [Target(place=name, gateway=ways[name].gateway, relay=ways[name].ping(name)) for name in probe]
 
@@ -247,45 +238,6 @@ class Broker:
         for lease in self._session.scalars(leases.where(col(LeaseRow.session) == row.id, ~col(RunRow.detached))):
             if LeaseState(lease.state) in ACTIVE_LEASE_STATES:
                 self._end_lease(lease, reason)
-
-    def place_queued(self) -> int:
-        """Try the runs that wait: each customer's most urgent, then each one's next; returns how many were placed."""
-        now = self._plane.now_ms()
-        since = case((col(RunRow.tier) == "spot", col(RunRow.created_ms)), else_=col(RunRow.created_ms) - AGEING_MS)
-        age = (since, col(RunRow.created_ms), col(RunRow.id))
-        turns = (
-            select(
-                col(RunRow.id), func.row_number().over(partition_by=col(RunRow.customer), order_by=age).label("turn")
-            )
-            .where(col(RunRow.state) == RunState.QUEUED.value, col(RunRow.retry_at_ms) <= now)
-            .subquery()
-        )
-        waiting = select(RunRow, turns.c.turn).join(turns, turns.c.id == col(RunRow.id)).order_by(turns.c.turn, *age)
-        found = {run.id: (run, turn) for run, turn in self._session.execute(waiting.limit(_QUEUE_BATCH))}
-        ranked = next_up((_waiting(run) for run, _ in found.values()), now)
-        ranked.sort(key=lambda one: found[one.name][1])
-        return self._place_waiting([found[one.name][0] for one in ranked], now) if ranked else 0
-
-    def _place_waiting(self, runs: Sequence[RunRow], now_ms: int) -> int:
-        """Try these, of each turn the most urgent first; behind who waits too long, room is kept for it."""
-        fleet = self._fleet()
-        late = {one.name for one in overdue((_waiting(run) for run in runs), now_ms)}
-        clear, placed = frozenset[str](), 0
-        for run in runs:
-            if self._try_queued(run, fleet, clear):
-                placed += 1
-            elif run.id in late and RunState(run.state) is RunState.QUEUED:
-                clear |= self._room_for(fleet, run)
-        return placed
-
-    def expire_queued(self) -> int:
-        """End runs whose `queue_timeout` is over, or wait again where `retry` covers `no_capacity`."""
-        now = self._plane.now_ms()
-        due = select(RunRow).where(col(RunRow.state) == RunState.QUEUED.value, col(RunRow.queued_until_ms) <= now)
-        ended = 0
-        for run in list(self._session.scalars(due)):
-            ended += self._expire(run, now)
-        return ended
 
     def _same(self, known: RunRow, customer: str, request: RunRequest) -> RunRow:
         if known.customer != customer or known.request != _stored(request):
@@ -340,7 +292,7 @@ class Broker:
         if wanted is None or lease.generation != wanted.generation or lease.state not in _USABLE:
             raise Conflict(f"lease {lease.id} is {lease.state} at generation {lease.generation}; ask for a new one")
         join(self._session, lease.id, run.id, self._plane.now_ms())
-        self._started(run)
+        self._leasing.started(run)
         if lease.state == LeaseState.OPEN.value:
             transitions.run_step(self._plane, self._session, run, RunStep(RunState.RUNNING))
 
@@ -368,20 +320,20 @@ class Broker:
         why = stalled(self._session, self._plane.now_ms())
         if why:
             raise ServiceError(why, retryable=True)
-        fleet, decided = self._decide(request, run.excluded_nodes)
+        fleet, decided = self._placing.decide(request, run.excluded_nodes)
         if isinstance(decided, Refusal):
             run.explain = explain(decided)
             self._session.add(run)
             waits = decided.kind is Verdict.TAKEN and request.queue_timeout_ms > 0
-            if waits and self._evict(run, request, fleet):
+            if waits and self._queue.evict(run, request, fleet):
                 return
             covered = "no_capacity" in request.retry.on and decided.kind is not Verdict.PRICE
             if not (waits or covered):
-                raise refused(decided, request.max_price_dc, self._dearer(fleet, request))
+                raise refused(decided, request.max_price_dc, self._placing.dearer(fleet, request))
             return
         try:
-            clear = self._kept_clear(fleet, run)
-            if not self._grant_up_to(run, request, request.leases, run.excluded_nodes, fleet, clear):
+            clear = self._queue.kept_clear(fleet, run)
+            if not self._leasing.grant_up_to(run, request, request.leases, run.excluded_nodes, fleet, clear):
                 run.explain = {**explain(decided), "chosen": None, "text": _WAITS}
                 self._session.add(run)
         except (InsufficientFunds, BudgetExhausted):
@@ -390,253 +342,6 @@ class Broker:
             reason = Reason.BUDGET_EXHAUSTED if run.budget_dc is not None else Reason.INSUFFICIENT_FUNDS
             decided_step = run_failed(RunState(run.state), reason, "the next lease could not be paid")
             transitions.run_step(self._plane, self._session, run, decided_step)
-
-    def _decide(self, request: RunRequest, exclude: Sequence[str]) -> tuple[Fleet, Placement | Refusal]:
-        """Placement at the largest size that fits, or why not even the smallest does."""
-        fleet, decided = self._decide_size(request, exclude)
-        for nodes in gangs.sizes(request)[1:]:
-            if isinstance(decided, Placement):
-                break
-            fleet, decided = self._decide_size(request.model_copy(update={"nodes": nodes}), exclude)
-        return fleet, decided
-
-    def _decide_size(self, request: RunRequest, exclude: Sequence[str]) -> tuple[Fleet, Placement | Refusal]:
-        """Placement in the fleet as it is; "never" only when an absent agent would not help either."""
-        now = self._plane.now_ms()
-        fleet = self._fleet()
-        decided = self._place(fleet, request, exclude)
-        if isinstance(decided, Refusal) and decided.kind is not Verdict.TAKEN:
-            known = self._plane.fleets.at(self._session, now, writes=self._writes, known=True)
-            with_absent = self._place(known, request, exclude)
-            if isinstance(with_absent, Placement):
-                return known, Refusal(Verdict.TAKEN, decided.considered, decided.reasons, decided.nearest)
-            return known, with_absent
-        return fleet, decided
-
-    def _fleet(self) -> Fleet:
-        return self._plane.fleets.at(self._session, self._plane.now_ms(), writes=self._writes)
-
-    def _place(
-        self, fleet: Fleet, request: RunRequest, failed: Sequence[str], clear: frozenset[str] = frozenset()
-    ) -> Placement | Refusal:
-        """Somewhere else than where attempts failed, if there is; never where the last two did, nor what is kept clear.
-
-        Args:
-            fleet: where.
-            request: what.
-            failed: nodes of failed attempts in their order.
-            clear: nodes where room collects for others.
-        """
-        decided = self._place_without(fleet, request, clear.union(failed))
-        if isinstance(decided, Placement) or not failed:
-            return decided
-        return self._place_without(fleet, request, clear.union(failed[-1:] if failed[-2:-1] == failed[-1:] else ()))
-
-    def _place_without(self, fleet: Fleet, request: RunRequest, exclude: frozenset[str]) -> Placement | Refusal:
-        decided = place(fleet, self._wanted(fleet, request, exclude), now_ms=self._plane.now_ms())
-        if isinstance(decided, Placement) and decided.evicts:
-            return Refusal(Verdict.TAKEN, decided.explain.considered, decided.explain.rejected, ())
-        return decided
-
-    def _wanted(self, fleet: Fleet, request: RunRequest, exclude: frozenset[str]) -> Request:
-        allowed = self._plane.settings.allow_simulated
-        rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
-        return fleets.request_of(
-            request, fleet, exclude=exclude, allow_simulated=allowed, rtt_ms=rtts, account=self._account(request)
-        )
-
-    def _by_eviction(self, fleet: Fleet, request: RunRequest, clear: Collection[str]) -> Placement | None:
-        """Where the request fits only because spot leases go; None where it may not wait for that, or none would do."""
-        if request.tier == "spot" or request.queue_timeout_ms == 0:
-            return None
-        decided = place(fleet, self._wanted(fleet, request, frozenset(clear)), now_ms=self._plane.now_ms())
-        return decided if isinstance(decided, Placement) and decided.evicts else None
-
-    def _evict(self, run: RunRow, request: RunRequest, fleet: Fleet, clear: Collection[str] = ()) -> bool:
-        """Evict what has to go for a run that waits; whether it did."""
-        placement = self._by_eviction(fleet, request, [*clear, *run.excluded_nodes])
-        if placement is None or not evictions.begin(self._plane, self._session, run, placement):
-            return False
-        run.explain = {**explain(placement), "chosen": None}
-        self._session.add(run)
-        return True
-
-    def _kept_clear(self, fleet: Fleet, run: RunRow) -> frozenset[str]:
-        """Nodes where room collects for runs that have waited too long, which this one may not pass by."""
-        now = self._plane.now_ms()
-        late = (
-            select(RunRow)
-            .where(
-                col(RunRow.state) == RunState.QUEUED.value,
-                col(RunRow.created_ms) <= min(now - OVERDUE_MS, run.created_ms),
-                col(RunRow.retry_at_ms) <= now,
-                col(RunRow.id) != run.id,
-            )
-            .order_by(col(RunRow.created_ms), col(RunRow.id))
-            .limit(_ROOM_FOR)
-        )
-        rooms = [self._room_for(fleet, other) for other in self._session.scalars(late)]
-        return frozenset[str]().union(*rooms)
-
-    def _room_for(self, fleet: Fleet, run: RunRow) -> frozenset[str]:
-        request = RunRequest.model_validate(run.request)
-        allowed = self._plane.settings.allow_simulated
-        rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
-        failed = run.excluded_nodes
-        wanted = fleets.request_of(
-            request, fleet, exclude=failed, allow_simulated=allowed, rtt_ms=rtts, account=self._account(request)
-        )
-        return keep_clear(fleet, wanted)
-
-    def _account(self, request: RunRequest) -> str:
-        """Whose run it is."""
-        row = self._session.get(SessionRow, request.session)
-        return row.customer if row is not None else self._planning
-
-    def _offers(self, request: RunRequest) -> list[Any]:
-        """What would fit now."""
-        return self._dearer(self._fleet(), request)
-
-    def _dearer(self, fleet: Fleet, request: RunRequest) -> list[Any]:
-        """What would fit at any price, for a refusal."""
-        free = request.model_copy(update={"max_price_dc": None})
-        allowed = self._plane.settings.allow_simulated
-        rtts = self._plane.distances.rtts_ms(self._session, request, self._plane.now_ms())
-        account = self._account(request)
-        wanted = fleets.request_of(free, fleet, exclude=[], allow_simulated=allowed, rtt_ms=rtts, account=account)
-        return offers(fleet, wanted)
-
-    def _grant_up_to(
-        self,
-        run: RunRow,
-        request: RunRequest,
-        count: int,
-        failed: Sequence[str],
-        fleet: Fleet,
-        clear: frozenset[str],
-    ) -> int:
-        """Grant leases while they fit; a shortage of money counts only when the run got none."""
-        granted = 0
-        if stalled(self._session, self._plane.now_ms()):
-            return granted
-        if gangs.is_gang(run):
-            return self._grant_gang(run, request, failed, fleet, clear)
-        room = MAX_UNOPENED - transitions.count_unopened(self._session, run.customer)
-        while granted < min(count, room):
-            placement = self._place(fleet, request, failed, clear)
-            if isinstance(placement, Refusal):
-                break
-            try:
-                with self._session.begin_nested():
-                    self._grant(run, request, placement)
-            except IntegrityError:
-                break
-            except (InsufficientFunds, BudgetExhausted):
-                if not granted:
-                    raise
-                break
-            held = as_held(placement, f"{run.id}/{new_id('held')}", safe_ms=self._plane.now_ms())
-            self._plane.fleets.take(fleet, held)
-            granted += 1
-        return granted
-
-    def _grant_gang(
-        self, run: RunRow, request: RunRequest, failed: Sequence[str], fleet: Fleet, clear: frozenset[str]
-    ) -> int:
-        """All leases of a gang, or those that it lacks beside the ones it kept; these go back when none fit."""
-        kept = gangs.members(self._session, run.id)
-        if kept and len(kept) == run.tasks_total:
-            gangs.enrol(self._session, run, (), run.placements + 1)
-            self._started(run)
-            gangs.send_when_complete(self._session, run, self._plane.now_ms())
-            return 1
-        if transitions.count_unopened(self._session, run.customer) >= MAX_UNOPENED:
-            return 0
-        if kept and gangs.has_own_network(self._session, run, [lease for _, lease in kept]):
-            self._give_back(kept)  # its members know each other from the grant
-            return 0
-        wanted = [run.tasks_total - len(kept)] if kept else list(gangs.sizes(request))
-        for nodes in wanted:
-            part = request.model_copy(update={"nodes": nodes})
-            placement = self._place(fleet, part, failed, clear | _all_but_beside(fleet, [lease for _, lease in kept]))
-            if isinstance(placement, Placement) and self._grant_whole(run, part, placement):
-                self._plane.fleets.take(fleet, as_held(placement, f"{run.id}/gang", safe_ms=self._plane.now_ms()))
-                return 1
-        self._give_back(kept)
-        return 0
-
-    def _give_back(self, kept: Sequence[gangs.Member]) -> None:
-        for _, lease in kept:
-            transitions.lease_event(self._plane, self._session, lease, LeaseEvent.RELEASE, Reason.DONE)
-
-    def _grant_whole(self, run: RunRow, request: RunRequest, placement: Placement) -> bool:
-        """Whether nobody was faster."""
-        try:
-            with self._session.begin_nested():
-                self._grant(run, request, placement)
-        except IntegrityError:
-            return False
-        return True
-
-    def _grant(self, run: RunRow, request: RunRequest, placement: Placement) -> None:
-        if (run.detached or run.kind == "serve") and run.budget_dc is None:
-            available = self._plane.ledger(self._session).balance(run.customer).available
-            run.budget_dc = default_budget_dc(placement, available)
-        leases = grant(self._plane, self._session, run, placement, request.startup_timeout_ms)
-        if gangs.is_gang(run):
-            gangs.enrol(self._session, run, leases, run.placements + 1)
-        if RunState(run.state) is RunState.QUEUED:
-            run.explain = explain(placement)
-            self._started(run)
-
-    def _started(self, run: RunRow) -> None:
-        step(RUN_EDGES, RunState(run.state), RunState.PLACING)
-        run.state = step(RUN_EDGES, RunState.PLACING, RunState.STARTING).value
-        run.reason = run.message = ""
-        run.placements += 1
-        self._session.add(run)
-        self._session.flush()
-        say(self._session, run_topic(run.id))
-
-    def _try_queued(self, run: RunRow, fleet: Fleet, clear: frozenset[str]) -> bool:
-        request = RunRequest.model_validate(run.request)
-        eviction = evictions.of(self._session, run.id)
-        if eviction is not None:
-            if not evictions.is_over(self._plane, self._session, eviction):
-                return False
-            evictions.end(self._plane, self._session, eviction)
-            fleet = self._fleet()
-        try:
-            granted = self._grant_up_to(run, request, request.leases, run.excluded_nodes, fleet, clear)
-        except (InsufficientFunds, BudgetExhausted) as error:
-            short = isinstance(error, BudgetExhausted)
-            reason = Reason.BUDGET_EXHAUSTED if short else Reason.INSUFFICIENT_FUNDS
-            decided = run_failed(RunState(run.state), reason, error.message)
-            transitions.run_step(self._plane, self._session, run, decided)
-            return False
-        return granted > 0 or self._evicts_now(run, request, fleet, clear)
-
-    def _evicts_now(self, run: RunRow, request: RunRequest, fleet: Fleet, clear: frozenset[str]) -> bool:
-        """A run that waits evicts as soon as there is something to evict; it is placed later. Always False."""
-        if transitions.count_unopened(self._session, run.customer) < MAX_UNOPENED:
-            self._evict(run, request, fleet, clear)
-        return False
-
-    def _expire(self, run: RunRow, now_ms: int) -> bool:
-        request = RunRequest.model_validate(run.request)
-        delay = delay_s(transitions.retry_of(run), Reason.NO_CAPACITY, run.placements + 1)
-        if delay is not None and "no_capacity" in request.retry.on:
-            run.placements += 1
-            run.retry_at_ms = now_ms + round(delay * 1000)
-            run.queued_until_ms = run.retry_at_ms + request.queue_timeout_ms
-            self._session.add(run)
-            return False
-        _, refusal = self._decide(request, run.excluded_nodes)
-        run.explain = explain(refusal) if isinstance(refusal, Refusal) else run.explain
-        text = f"nothing that fits became free within {request.queue_timeout_ms / 1000:g} s"
-        text += "".join(f"; nearest: {near}" for near in nearest_of(refusal))
-        decided = run_failed(RunState(run.state), Reason.NO_CAPACITY, text)
-        return transitions.run_step(self._plane, self._session, run, decided)
 
     def _leave(self, run: RunRow) -> None:
         """A run whose leases all end by a notice looks for others before they do."""
@@ -668,22 +373,8 @@ def _check(request: RunRequest) -> None:
         raise InvalidRequest("`work` belongs to a `submit`; a run's own process sends its tasks itself")
     if request.kind not in ("map", "serve") and request.leases > 1:
         raise InvalidRequest(f"`leases` is {request.leases}; only a map or an endpoint uses several, a gang is `nodes`")
-    gangs.check_gang(request)
+    check_gang(request)
     check_surroundings(request)
-
-
-def _all_but_beside(fleet: Fleet, kept: Sequence[LeaseRow]) -> frozenset[str]:
-    """Nodes that cannot complete a gang: of other clusters, or its own already; none when it has nothing yet."""
-    if not kept:
-        return frozenset()
-    mine = {node_key(lease.cluster, lease.node) for lease in kept}
-    cluster = kept[0].cluster
-    return frozenset(name for name, node in fleet.nodes.items() if node.cluster != cluster or name in mine)
-
-
-def _waiting(run: RunRow) -> Waiting:
-    """What a run is in the queue: who pays for not being evicted goes before spot, ageing aside."""
-    return Waiting(run.id, run.created_ms, 0 if run.tier == "spot" else 1)
 
 
 def _stored(request: RunRequest) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from api import distances, evictions, fleets, nonces, notices, transitions
 from api.broker import Broker
 from api.lifecycle import CLIENT_SILENT_MS, CLOSE_WITHIN_MS, LOST_AFTER_MS, NEAR_SILENT_MS, OPEN_WITHIN_MS, LeaseEvent
 from api.plane import Plane
+from api.queueing import queue
 from api.tables import ClusterRow, LeaseRow, RunRow, SessionRow, UptimeRow
 from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal
 from fabric.wire.reasons import Reason
@@ -30,7 +31,7 @@ def sweep(plane: Plane) -> None:
 def place_queued(plane: Plane) -> int:
     """Try the queue once; returns how many runs were placed."""
     with plane.database.write() as session:
-        return Broker(plane, session).place_queued()
+        return queue(plane, session).place()
 
 
 def refit(plane: Plane) -> bool:
@@ -50,9 +51,9 @@ def _promised(plane: Plane, session: Session) -> None:
 
 
 def _queue(plane: Plane, session: Session) -> None:
-    broker = Broker(plane, session)
-    broker.expire_queued()
-    broker.place_queued()
+    waiting = queue(plane, session)
+    waiting.expire()
+    waiting.place()
 
 
 def _unopened(plane: Plane, session: Session) -> None:

@@ -145,7 +145,7 @@ def test_a_taken_gpu_makes_the_run_wait_until_it_is_free(fabric, agent):
 
 
 def test_one_customers_long_queue_keeps_nobody_else_waiting(fabric, agent, monkeypatch):
-    monkeypatch.setattr("api.broker._QUEUE_BATCH", 2)
+    monkeypatch.setattr("api.queueing._BATCH", 2)
     for wanted in ("L4", "H100:2"):
         fabric.submit(gpu=[wanted])
         agent.open(grant := agent.expect(link.Grant))
