@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fabric.client.actors import actor
+    from fabric.client.awaited import amap, arun
     from fabric.client.env import Env
+    from fabric.client.executor import Executor
     from fabric.client.functions import Function, function
     from fabric.client.job import (
         checkpoint,
@@ -49,6 +51,7 @@ __all__ = [
     "Cost",
     "Env",
     "Error",
+    "Executor",
     "Function",
     "InsufficientFunds",
     "InvalidRequest",
@@ -68,6 +71,8 @@ __all__ = [
     "ServiceError",
     "Timeout",
     "actor",
+    "amap",
+    "arun",
     "attach",
     "checkpoint",
     "checkpoint_dir",
@@ -89,11 +94,14 @@ __all__ = [
 _HOMES = {
     "Cost": "fabric.client.runs",
     "Env": "fabric.client.env",
+    "Executor": "fabric.client.executor",
     "Function": "fabric.client.functions",
     "Record": "fabric.wire.record",
     "Retry": "fabric.wire.retry",
     "Run": "fabric.client.runs",
     "actor": "fabric.client.actors",
+    "amap": "fabric.client.awaited",
+    "arun": "fabric.client.awaited",
     "Secret": "fabric.client.secret",
     "attach": "fabric.client.verbs",
     "Service": "fabric.client.serving",

@@ -37,30 +37,32 @@ def run_one(
     pieces = pack_arguments(args, kwargs, packed.modules)
     crew = Crew(session.office, "run", options, packed, total=1, fail_fast=False)
     answers = Answers(function, options.returns, crew.run)
-    session.loop.post(_begin_one, crew, pieces)
+    session.loop.post(begin_one, crew, pieces)
     with Display(crew.run, options.name or packed.name, total=1) as display:
         try:
             while True:
                 event = display.next(crew.events)
-                outcome = _outcome(answers, event)
-                if outcome is not None:
+                end = outcome(answers, event)
+                if end is not None:
                     break
         except BaseException:
             _cancel(session, crew)
             raise
-    value, answer = outcome
+    value, answer = end
     if value:
         return answer
     raise answer
 
 
-def _begin_one(crew: Crew, pieces: Sequence[bytes | memoryview]) -> None:
+def begin_one(crew: Crew, pieces: Sequence[bytes | memoryview]) -> None:
+    """A run of one task, in the loop."""
     crew.add([(0, pieces)])
     crew.seal()
     crew.begin()
 
 
-def _outcome(answers: Answers, event: Event) -> tuple[bool, Any] | None:
+def outcome(answers: Answers, event: Event) -> tuple[bool, Any] | None:
+    """How a run of one task ended: (True, the value), (False, the exception), or None when this event is no end."""
     if isinstance(event, Results):
         _, status, pieces = event.results[0]
         return answers.read(status, pieces)
@@ -102,9 +104,9 @@ def _mapped(
     """Begins when the caller asks for the first value; ends the run when the caller asks for no more."""
     total = len(inputs) if isinstance(inputs, Sequence) else 0
     crew = Crew(session.office, "map", options, packed, total=total, fail_fast=not options.return_exceptions)
-    collector = _Collector(Answers(function, options.returns, crew.run), options)
+    collector = Collector(Answers(function, options.returns, crew.run), options)
     session.loop.post(crew.begin)
-    feeder = _Feeder(session, crew, inputs, lambda item: pack_arguments((item,), kwargs, packed.modules))
+    feeder = Feeder(session, crew, inputs, lambda item: pack_arguments((item,), kwargs, packed.modules))
     with Display(crew.run, options.name or packed.name, total=total or None) as display:
         try:
             while not collector.complete:
@@ -131,7 +133,7 @@ def _cancel(session: Session, crew: Crew) -> None:
     done.wait(CANCEL_S)
 
 
-class _Feeder:
+class Feeder:
     """Advances the inputs in a thread of its own, no further ahead of what was delivered than there is room for."""
 
     def __init__(
@@ -174,7 +176,7 @@ class _Feeder:
             error = raised
         self._hand_over(chunk)
         self._session.loop.post(self._crew.seal)
-        self._crew.events.put(Fed(count, error))
+        self._crew.tell(Fed(count, error))
 
     def _hand_over(self, chunk: list[tuple[int, Sequence[bytes | memoryview]]]) -> None:
         if chunk:
@@ -187,7 +189,7 @@ class _Feeder:
             return not self._stopped
 
 
-class _Collector:
+class Collector:
     """Puts answers into the order the caller wants and knows when all are there."""
 
     def __init__(self, answers: Answers, options: RunOptions) -> None:

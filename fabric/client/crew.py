@@ -91,6 +91,10 @@ class Crew:
     def events(self) -> "SimpleQueue[Event]":
         return self._queue
 
+    def tell(self, event: Event) -> None:
+        """Put an event of the caller's own, from any thread, behind those that were told."""
+        self._told.put(event)
+
     def begin(self) -> None:
         """Take a lingering lease, or ask for one."""
         held = None if self._own_lease else self._office.pool.take(self._key, self._options.max_price_dc)
@@ -434,12 +438,10 @@ class Crew:
                 self._give(held)
 
     def _ask_for_more(self) -> None:
-        have = len(self._leases) + self._opening
-        staying = have - sum(map(self._avoids, self._leases.values()))
-        missing = min(self._wanted_now(), self._tasks.pending + (not have)) - staying
+        missing = self._missing()
         if self._over or self._asking or missing <= 0 or not self._tasks.open:
             return
-        if not have and self._starve():
+        if not self._leases and not self._opening and self._starve():
             return
         held = None if self._own_lease else self._office.pool.take(self._key, self._options.max_price_dc)
         if held is not None:
@@ -447,6 +449,12 @@ class Crew:
         elif self._registered or self._seen:
             self._asking = True
             self._start(self._ask(missing))
+
+    def _missing(self) -> int:
+        """So many more leases would help now."""
+        have = len(self._leases) + self._opening
+        staying = have - sum(map(self._avoids, self._leases.values()))
+        return min(self._wanted_now(), self._tasks.pending + (not have)) - staying
 
     def _starve(self) -> bool:
         """Notes that no lease is left; gives up when that lasts longer than `queue_timeout`."""
