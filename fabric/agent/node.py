@@ -24,7 +24,8 @@ from fabric.agent.examiner import Examiner
 from fabric.agent.feed import Feed
 from fabric.agent.hall import Hall
 from fabric.agent.journal import Journal, JournalGone
-from fabric.agent.lease import Lease, LeaseSpec
+from fabric.agent.lease import Lease
+from fabric.agent.lease_spec import LeaseSpec
 from fabric.agent.mesh import GangLine
 from fabric.agent.meter import LeaseMeter, MeterError
 from fabric.agent.pool import Needs, Pool

@@ -1,7 +1,12 @@
-"""Whether the kernel killed a process because memory ran out. Says yes only when a counter of such kills has grown."""
+"""How much memory a process uses, and whether the kernel killed it because memory ran out.
+
+The second says yes only when a counter of such kills has grown.
+"""
 
 import signal
 from pathlib import Path
+
+import psutil
 
 from fabric.agent.exits import Exit
 
@@ -17,6 +22,18 @@ class OomWatch:
     def killed(self, ended: Exit) -> bool:
         """True when the process died of SIGKILL and the kernel has killed for memory since; not proof, but no guess."""
         return ended.signal == signal.SIGKILL and _kills() > self._before
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process and all it started."""
+    used = 0
+    try:
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            used += each.memory_info().rss
+    except psutil.Error:
+        return used
+    return used
 
 
 def _kills() -> int:

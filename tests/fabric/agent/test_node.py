@@ -336,7 +336,7 @@ async def test_a_malformed_frame_ends_the_connection_and_not_the_lease(site, fra
 
 
 async def test_functions_without_end_end_the_connection_and_the_same_one_again_does_not(site, monkeypatch):
-    monkeypatch.setattr("fabric.agent.lease.FUNCTION_BYTES", 10_000)
+    monkeypatch.setattr("fabric.agent.functions.FUNCTION_BYTES", 10_000)
     customer = await site.leased()
     for _ in range(3):
         customer.send([channel.FN, hashlib.sha256(bytes(9_000)).digest()], bytes(9_000))
