@@ -325,7 +325,7 @@ class Broker:
             run.explain = explain(decided)
             self._session.add(run)
             waits = decided.kind is Verdict.TAKEN and request.queue_timeout_ms > 0
-            if waits and self._queue.evict(run, request, fleet):
+            if waits and self._queue.evict(run, request, fleet, self._queue.kept_clear(fleet, run)):
                 return
             covered = "no_capacity" in request.retry.on and decided.kind is not Verdict.PRICE
             if not (waits or covered):

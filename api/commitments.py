@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterator
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlmodel import Session, col
 
-from api.notice_tables import DrainRow, EvictionRow, NoticeRow
+from api.notice_tables import CheckpointRow, DrainRow, EvictionRow, NoticeRow
 from fabric.placement.fleet import Fleet
 from fabric.placement.inventory import Assignment, GpuShare, Held
 
@@ -19,6 +19,17 @@ def noticed(session: Session, leases: Collection[str]) -> set[str]:
     for at in range(0, len(names), 400):
         query = select(col(NoticeRow.lease)).where(col(NoticeRow.lease).in_(names[at : at + 400]))
         found.update(session.scalars(query))
+    return found
+
+
+def last_stored(session: Session, runs: Collection[str]) -> dict[str, int]:
+    """When each of the runs last stored a checkpoint; runs without one are left out."""
+    found: dict[str, int] = {}
+    names = sorted(set(runs))
+    for at in range(0, len(names), 400):
+        part = col(CheckpointRow.run).in_(names[at : at + 400])
+        query = select(col(CheckpointRow.run), func.max(col(CheckpointRow.stored_ms))).where(part)
+        found.update((run, stored_ms) for run, stored_ms in session.execute(query.group_by(col(CheckpointRow.run))))
     return found
 
 

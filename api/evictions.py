@@ -49,6 +49,11 @@ def of(session: Session, run: str) -> EvictionRow | None:
     return session.get(EvictionRow, run)
 
 
+def nodes_of(eviction: EvictionRow) -> frozenset[str]:
+    """The nodes on which room is kept."""
+    return frozenset(part.node for part in seats_of(eviction))
+
+
 def is_over(plane: Plane, session: Session, eviction: EvictionRow) -> bool:
     """Whether every evicted lease has ended, or the run waited long enough for that."""
     victims = session.scalars(select(LeaseRow).where(col(LeaseRow.id).in_(eviction.victims)))

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Row, select, tuple_
 from sqlmodel import Session, col
 
-from api.commitments import draining, keep_seats, noticed
+from api.commitments import draining, keep_seats, last_stored, noticed
 from api.lifecycle import NEAR_SILENT_MS
 from api.schemas import RunRequest
 from api.sold import Sold, sold_now
@@ -297,6 +297,7 @@ def _held(session: Session, keys: Collection[tuple[str, str]] | None, there: set
     shares: defaultdict[str, list[GpuShare]] = defaultdict(list)
     leases: list[LeaseRow] = []
     terms: dict[str, tuple[int | None, int]] = {}
+    gangs: dict[str, str] = {}
     for part in _parts(keys):
         active = select(LeaseRow, *_RUN_COLUMNS).join(RunRow, col(RunRow.id) == col(LeaseRow.run))
         active = active.where(col(LeaseRow.state).in_([state.value for state in ACTIVE_LEASE_STATES]))
@@ -305,19 +306,23 @@ def _held(session: Session, keys: Collection[tuple[str, str]] | None, there: set
         for lease, budget_dc, detached, request in session.execute(active):
             leases.append(lease)
             terms[lease.id] = (budget_dc, request.get("timeout_ms", 0) if detached else 0)
+            if request.get("nodes", 1) > 1:
+                gangs[lease.id] = lease.run
         taken = select(LeaseGpuRow).where(col(LeaseGpuRow.active))
         if part is not None:
             taken = taken.where(col(LeaseGpuRow.lease).in_([lease.id for lease in leases]))
         for row in session.scalars(taken) if leases else ():
             shares[row.lease].append(GpuShare(row.gpu, row.share_milli))
     leaving = noticed(session, [lease.id for lease in leases])
+    stored = last_stored(session, [lease.run for lease in leases if lease.tier == "spot"])
     return [
         Held(
             lease.id,
             "on_demand" if lease.id in leaving else lease.tier,  # type: ignore[arg-type]
             (Assignment(key, tuple(shares[lease.id]), lease.cpu_milli, lease.memory_bytes, lease.disk_bytes),),
-            lease.granted_ms,
+            max(lease.granted_ms, stored.get(lease.run, 0)),
             _until_ms(lease, sum(share.milli for share in shares[lease.id]), *terms[lease.id]),
+            gangs.get(lease.id, ""),
         )
         for lease in leases
         if (key := node_key(lease.cluster, lease.node)) in there
@@ -343,4 +348,4 @@ def _take(fleet: Fleet, held: Held) -> None:
             rows = fleet.rows_of(part.node)
             left = tuple(share for share in part.gpus if (seat := fleet.seat(share.uuid)) and seat[0] in rows)
             if rows:
-                fleet.take(Held(held.lease, held.tier, (Assignment(part.node, left, 0, 0, 0),), held.safe_ms))
+                fleet.take(replace(held, assignments=(Assignment(part.node, left, 0, 0, 0),), until_ms=None))

@@ -83,10 +83,27 @@ class Leasing:
         self._session.flush()
         say(self._session, run_topic(run.id))
 
+    def lacking(self, run: RunRow, request: RunRequest, fleet: Fleet) -> tuple[RunRequest, frozenset[str]]:
+        """What a run needs beside the leases that it kept, and the nodes that are no help for that."""
+        return self._lacking(run, request, fleet, gangs.members(self._session, run.id) if gangs.is_gang(run) else [])
+
+    def give_back(self, run: RunRow) -> None:
+        """A gang that cannot be completed soon keeps nothing."""
+        if gangs.is_gang(run):
+            self._give_back(gangs.members(self._session, run.id))
+
+    def _lacking(
+        self, run: RunRow, request: RunRequest, fleet: Fleet, kept: Sequence[gangs.Member]
+    ) -> tuple[RunRequest, frozenset[str]]:
+        if not kept:
+            return request, frozenset()
+        missing = request.model_copy(update={"nodes": run.tasks_total - len(kept), "nodes_min": 0})
+        return missing, _all_but_beside(fleet, [lease for _, lease in kept])
+
     def _grant_gang(
         self, run: RunRow, request: RunRequest, failed: Sequence[str], fleet: Fleet, clear: frozenset[str]
     ) -> int:
-        """All leases of a gang, or those that it lacks beside the ones it kept; these go back when none fit."""
+        """All leases of a gang, or those that it lacks beside the ones it kept."""
         kept = gangs.members(self._session, run.id)
         if kept and len(kept) == run.tasks_total:
             gangs.enrol(self._session, run, (), run.placements + 1)
@@ -98,15 +115,13 @@ class Leasing:
         if kept and gangs.has_own_network(self._session, run, [lease for _, lease in kept]):
             self._give_back(kept)  # its members know each other from the grant
             return 0
-        wanted = [run.tasks_total - len(kept)] if kept else list(gangs.sizes(request))
-        for nodes in wanted:
-            part = request.model_copy(update={"nodes": nodes})
-            avoided = clear | _all_but_beside(fleet, [lease for _, lease in kept])
-            placement = self._placing.place(fleet, part, failed, avoided)
+        lacking, elsewhere = self._lacking(run, request, fleet, kept)
+        for nodes in gangs.sizes(lacking):
+            part = lacking.model_copy(update={"nodes": nodes})
+            placement = self._placing.place(fleet, part, failed, clear | elsewhere)
             if isinstance(placement, Placement) and self._grant_whole(run, part, placement):
                 self._plane.fleets.take(fleet, as_held(placement, f"{run.id}/gang", safe_ms=self._plane.now_ms()))
                 return 1
-        self._give_back(kept)
         return 0
 
     def _give_back(self, kept: Sequence[gangs.Member]) -> None:

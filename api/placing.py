@@ -62,10 +62,14 @@ class Placing:
         return self._place_without(fleet, request, clear.union(failed[-1:] if failed[-2:-1] == failed[-1:] else ()))
 
     def by_eviction(self, fleet: Fleet, request: RunRequest, clear: Collection[str]) -> Placement | None:
-        """Where the request fits only because spot leases go; None where it may not wait for that, or none would do."""
+        """Where the request fits only because spot leases go; None where it may not wait for that, or none would do.
+
+        For nodes that a gang can do without nobody leaves.
+        """
         if request.tier == "spot" or request.queue_timeout_ms == 0:
             return None
-        decided = place(fleet, self._wanted(fleet, request, frozenset(clear)), now_ms=self._plane.now_ms())
+        least = request.model_copy(update={"nodes": gangs.sizes(request)[-1]})
+        decided = place(fleet, self._wanted(fleet, least, frozenset(clear)), now_ms=self._plane.now_ms())
         return decided if isinstance(decided, Placement) and decided.evicts else None
 
     def room_for(self, fleet: Fleet, run: RunRow) -> frozenset[str]:

@@ -20,9 +20,10 @@ from fabric.placement.answer import Refusal
 from fabric.placement.fleet import Fleet
 from fabric.placement.queue import AGEING_MS, OVERDUE_MS, Waiting, next_up, overdue
 from fabric.wire.errors import BudgetExhausted, InsufficientFunds
-from fabric.wire.machines import RunState
+from fabric.wire.machines import LeaseState, RunState
 from fabric.wire.reasons import Reason
 from fabric.wire.retry import delay_s
+from ledger.chain.stalled import stalled
 
 _BATCH = 200
 _ROOM_FOR = 8
@@ -71,6 +72,7 @@ class Queue:
         if eviction is not None:
             if not evictions.is_over(self._plane, self._session, eviction):
                 return False
+            clear -= evictions.nodes_of(eviction)
             evictions.end(self._plane, self._session, eviction)
             fleet = self._placing.fleet()
         try:
@@ -85,6 +87,8 @@ class Queue:
 
     def evict(self, run: RunRow, request: RunRequest, fleet: Fleet, clear: Collection[str] = ()) -> bool:
         """Evict what has to go for a run that waits; whether it did."""
+        if not self._may_be_granted(run):
+            return False
         placement = self._placing.by_eviction(fleet, request, [*clear, *run.excluded_nodes])
         if placement is None or not evictions.begin(self._plane, self._session, run, placement):
             return False
@@ -122,10 +126,27 @@ class Queue:
         return placed
 
     def _evicts_now(self, run: RunRow, request: RunRequest, fleet: Fleet, clear: frozenset[str]) -> bool:
-        """A run that waits evicts as soon as there is something to evict; it is placed later. Always False."""
-        if transitions.count_unopened(self._session, run.customer) < MAX_UNOPENED:
-            self.evict(run, request, fleet, clear)
+        """A run that waits evicts as soon as there is something to evict; it is placed later. Always False.
+
+        A gang evicts for the nodes that it lacks; what it kept goes back when nothing can complete it. While leases of
+        its own are closing it evicts nobody: they may be all it needs.
+        """
+        if not self._may_be_granted(run) or self._is_closing(run):
+            return False
+        lacking, elsewhere = self._leasing.lacking(run, request, fleet)
+        if not self.evict(run, lacking, fleet, clear | elsewhere):
+            self._leasing.give_back(run)
         return False
+
+    def _may_be_granted(self, run: RunRow) -> bool:
+        """Whether a lease could be granted at all, so that nobody leaves for one that could not."""
+        if stalled(self._session, self._plane.now_ms()):
+            return False
+        return transitions.count_unopened(self._session, run.customer) < MAX_UNOPENED
+
+    def _is_closing(self, run: RunRow) -> bool:
+        active = transitions.leases_of(self._session, run.id, active=True)
+        return any(lease.state == LeaseState.CLOSING.value for lease in active)
 
     def _expire(self, run: RunRow, now_ms: int) -> bool:
         request = RunRequest.model_validate(run.request)

@@ -7,9 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import or_
 from sqlmodel import Session, col, select
 
-from api import schemas
+from api import schemas, transitions
 from api.deps import AgentOperator, PlaneDep, WriteSession
 from api.errors import NotFound
+from api.fleets import note_change
 from api.notice_tables import CheckpointRow
 from api.plane import Plane
 from api.tables import LeaseRow, LeaseRunRow, RunRow
@@ -50,6 +51,7 @@ def put(
         plane.blobs.find(session, customer, sha256)
     row = CheckpointRow(run=run, task=task, manifest=body.manifest, pieces=body.pieces, stored_ms=plane.now_ms())
     session.merge(row)
+    _safer(session, run, plane.now_ms())
     return {"manifest": body.manifest}
 
 
@@ -70,6 +72,13 @@ def get_piece(plane: PlaneDep, operator: AgentOperator, run: str, task: int, sha
             raise NotFound(f"the newest checkpoint of {run} has no piece {sha256}")
         plane.blobs.find(session, customer, sha256)
     return FileResponse(plane.blobs.path(customer, sha256), media_type="application/octet-stream")
+
+
+def _safer(session: Session, run: str, now_ms: int) -> None:
+    """Tell the fleets: evicting the run's spot leases would lose less than before."""
+    for lease in transitions.leases_of(session, run, active=True):
+        if lease.tier == "spot":
+            note_change(session, now_ms, lease.cluster, [lease.node])
 
 
 def _customer(plane: Plane, operator: str, run: str) -> str:

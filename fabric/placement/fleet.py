@@ -9,6 +9,7 @@ are one row; a node with two models, or with some GPUs inside a sold slot, has s
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -70,6 +71,7 @@ class Fleet:
         self._rows_of: dict[str, list[int]] = {}
         self._seat: dict[str, tuple[int, int]] = {}
         self._residents: dict[str, set[str]] = {}
+        self._gangs: dict[str, set[str]] = {}
         self._vacant: list[int] = []
         self._allocate(rows=64, width=8)
 
@@ -128,6 +130,8 @@ class Fleet:
         self._count(held, 1)
         for assignment in held.assignments:
             self._residents[assignment.node].add(held.lease)
+        if held.gang:
+            self._gangs.setdefault(held.gang, set()).add(held.lease)
 
     def release(self, lease: str) -> Held:
         """Give everything of a lease back; returns what it held.
@@ -142,6 +146,10 @@ class Fleet:
         for assignment in held.assignments:
             self._residents[assignment.node].discard(lease)
             self._move(assignment, held, sign=1)
+        if held.gang:
+            self._gangs[held.gang].discard(lease)
+            if not self._gangs[held.gang]:
+                del self._gangs[held.gang]
         return held
 
     def saw(self, request: Request) -> None:
@@ -157,7 +165,7 @@ class Fleet:
         held = self.leases.get(lease)
         if held is None:
             raise FleetError(f"no lease {lease!r} in the fleet")
-        self.leases[lease] = Held(held.lease, held.tier, held.assignments, safe_ms, held.until_ms)
+        self.leases[lease] = replace(held, safe_ms=safe_ms)
         if held.tier == "spot":
             seats = [(self._seat.get(share.uuid), share.milli) for part in held.assignments for share in part.gpus]
             for seat, milli in seats:
@@ -180,6 +188,11 @@ class Fleet:
     def leases_on(self, node: str) -> tuple[Held, ...]:
         """Every lease with a part on the node, by name."""
         return tuple(self.leases[lease] for lease in sorted(self._residents[node]))
+
+    def together(self, lease: str) -> tuple[Held, ...]:
+        """The lease and those of its gang, by name: they lose their work when it goes."""
+        held = self.leases[lease]
+        return tuple(self.leases[name] for name in sorted(self._gangs[held.gang])) if held.gang else (held,)
 
     def seat(self, uuid: str) -> tuple[int, int] | None:
         """Row and position of a GPU; None when it is not offered."""

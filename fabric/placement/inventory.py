@@ -96,6 +96,7 @@ class Held:
         safe_ms: the work up to this time is stored (start of the lease or last checkpoint, ms since the Unix epoch):
             spot leases that would lose least are evicted first.
         until_ms: when it is expected to end, None when nobody knows; only for telling customers when GPUs get free.
+        gang: of leases that lose their work together when one of them goes; "" for a lease that is alone.
     """
 
     lease: str
@@ -103,6 +104,7 @@ class Held:
     assignments: tuple[Assignment, ...]
     safe_ms: int = 0
     until_ms: int | None = None
+    gang: str = ""
 
 
 @dataclass(frozen=True, slots=True)
