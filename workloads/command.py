@@ -1,5 +1,6 @@
 """`fabric serve MODEL`: a model of transformers behind an OpenAI-compatible URL."""
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -23,9 +24,9 @@ def serve(
     embed: Annotated[bool, typer.Option("--embed", help="A model of embeddings instead of chat.")] = False,
 ) -> None:
     """Serve a model until `fabric endpoints stop ID`."""
-    least, _, most = replicas.partition("-")
-    if not least.isdigit() or not (most or least).isdigit():
+    if not re.fullmatch(r"[0-9]{1,4}(-[0-9]{1,4})?", replicas):
         raise fabric.InvalidRequest(f"--replicas {replicas} is not a number, nor two of them such as 0-8")
+    least, _, most = replicas.partition("-")
     given: dict[str, Any] = {
         "gpu": gpu, "budget": budget, "max_price": max_price, "max_rtt_ms": max_rtt_ms, "tier": tier, "name": name,
     }  # fmt: skip

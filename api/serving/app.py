@@ -28,6 +28,7 @@ from fabric.wire.errors import (
     PriceExceeded,
     RemoteError,
     RunFailed,
+    ServiceError,
     Timeout,
 )
 from fabric.wire.ids import new_id
@@ -36,6 +37,8 @@ from fabric.wire.reasons import RETRY_CLASSES
 _log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 16 << 20
+MAX_OPEN_BYTES = 256 << 20
+"""Of one customer's requests at the same time."""
 INTERRUPTIONS = RETRY_CLASSES["interruption"]
 WHOLE_TRIES = 4
 """How often a whole answer is asked for while replicas are lost under it; like `Retry`'s three more."""
@@ -50,6 +53,7 @@ _STATUS: tuple[tuple[type[Error], int], ...] = (
     (Timeout, 504),
     (RemoteError, 500),
     (RunFailed, 503),
+    (ServiceError, 503),
 )
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -70,6 +74,8 @@ def create_app(registry: Registry) -> FastAPI:
 
     app = FastAPI(title="Berkeley Compute serving", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_exception_handler(Refused, _answer_refused)
+    app.add_exception_handler(Error, _answer_refused)
+    app.add_exception_handler(Exception, _answer_refused)
     routes = _Routes(registry)
     app.add_api_route("/healthz", routes.health, methods=["GET"])
     app.add_api_route("/serve/{endpoint}/v1/models", routes.models, methods=["GET"])
@@ -87,7 +93,7 @@ async def _unknown(rest: str) -> None:
 
 
 async def _answer_refused(_: Request, refused: Exception) -> Response:
-    assert isinstance(refused, Refused)
+    refused = _refusal(refused)
     headers = {"Retry-After": "1"} if refused.status in (429, 503) else {}
     return JSONResponse(refused.body(), refused.status, headers)
 
@@ -130,9 +136,13 @@ class _Routes:
 
     async def embeddings(self, endpoint: str, request: Request) -> Response:
         found, asked = await self._asked(endpoint, request, openai.EmbeddingIn, "embed")
-        answer = await _or_refuse(found.call("embed", asked.texts()))
+        answer = await _or_refuse(_unless_gone(request, found.call("embed", asked.texts())))
+        try:
+            response = JSONResponse(openai.embeddings(answer, asked))
+        except Exception as error:  # noqa: BLE001 - the object is the customer's, the node somebody else's
+            raise Refused(500, f"what embed returned is no answer: {type(error).__name__}: {error}") from None
         found.tokens["prompt_tokens"] += int(answer.get("prompt_tokens", 0))
-        return JSONResponse(openai.embeddings(answer, asked))
+        return response
 
     async def call(self, endpoint: str, method: str, request: Request) -> Response:
         """`{"args": […], "kwargs": {…}, "stream": bool}` to a method of any object; values as JSON has them."""
@@ -147,11 +157,11 @@ class _Routes:
             raise Refused(400, "args is a list and kwargs an object", param="args", code="invalid_type")
         if given.get("stream") is True:
             pieces = found.stream(method, Prompt(), *args, **kwargs)
-            first = await _or_refuse(_first(pieces))
+            first = await _or_refuse(_unless_gone(request, _first(pieces)))
             return StreamingResponse(
                 _events(pieces, first, lambda piece: {"value": piece}), media_type="text/event-stream"
             )
-        value = await _or_refuse(found.call(method, *args, **kwargs))
+        value = await _or_refuse(_unless_gone(request, found.call(method, *args, **kwargs)))
         try:
             return JSONResponse({"value": value})
         except (TypeError, ValueError) as error:
@@ -168,6 +178,8 @@ class _Routes:
         found = await self._registry.find(name)
         if found is None or found.facts["customer"] != customer:
             raise Refused(404, f"this account has no endpoint {name}, or it was stopped", code="unknown_endpoint")
+        if request.method == "POST" and (found.full or self._registry.open_bytes(customer) > MAX_OPEN_BYTES):
+            raise Refused(429, "too many requests wait already; ask again in a moment", code="too_many_requests")
         return found
 
     async def _asked(self, name: str, request: Request, shape: type[Body], method: str) -> tuple[Endpoint, Body]:
@@ -202,7 +214,7 @@ def _model(endpoint: Endpoint) -> dict[str, Any]:
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    body = b""
+    body = bytearray()  # a growing `bytes` is copied with every chunk, which many large requests could make use of
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:

@@ -19,7 +19,7 @@ from fabric.client.office import Office
 from fabric.client.options import RunOptions
 from fabric.client.pack import Packed, pack_arguments
 from fabric.wire import channel
-from fabric.wire.errors import BudgetExhausted, Error, InvalidRequest, ServiceError, Timeout
+from fabric.wire.errors import BudgetExhausted, Error, InvalidRequest, ServiceError, Timeout, run_failed
 from fabric.wire.ids import new_id
 from fabric.wire.reasons import Reason
 from fabric.wire.retry import Retry
@@ -30,6 +30,8 @@ HEARTBEAT_S = 60.0
 TAKEN_EVERY = 8
 WAIT_S = 600.0
 """A request that has no answer by then, for want of a replica or of a first word, is given up."""
+MAX_OPEN = 2048
+"""Requests that an endpoint has at work and waiting; more are refused."""
 BACKOFF_S = 5.0
 """After a run that could not begin, the next one waits so long."""
 
@@ -40,6 +42,7 @@ class _Open:
 
     arrived: "asyncio.Queue[tuple[str, Any]]" = field(default_factory=asyncio.Queue)
     next_seq: int = 0
+    size: int = 0
 
 
 class Endpoint:
@@ -47,8 +50,9 @@ class Endpoint:
 
     def __init__(self, facts: dict[str, Any], plane: ControlPlane, router: ControlPlane, *, idle_s: float) -> None:
         self.facts = facts
-        self.requests = self.failures = 0
-        self.tokens = {"prompt_tokens": 0, "completion_tokens": 0}
+        before = facts.get("report") or {}  # of the router before this one: counts go on
+        self.requests, self.failures = int(before.get("requests", 0)), int(before.get("failures", 0))
+        self.tokens = {name: int(before.get(name, 0)) for name in ("prompt_tokens", "completion_tokens")}
         self.fault = ""
         self._plane, self._router = plane, router
         self._here = Here()
@@ -67,6 +71,16 @@ class Endpoint:
     @property
     def id(self) -> str:
         return self.facts["id"]
+
+    @property
+    def full(self) -> bool:
+        """Whether no further request is taken for now."""
+        return len(self._open) >= MAX_OPEN
+
+    @property
+    def open_bytes(self) -> int:
+        """Of the requests that somebody waits for."""
+        return sum(waiting.size for waiting in self._open.values())
 
     def has(self, method: str) -> bool:
         return method in self.facts["methods"]
@@ -118,7 +132,12 @@ class Endpoint:
     async def clear_old(self) -> None:
         """Runs of a router before this one are over: their requests went with it."""
         for run in self.facts["runs"]:
-            await self._plane.cancel(run)
+            try:
+                await self._plane.cancel(run)
+            except ServiceError:
+                raise
+            except Error:
+                continue  # it was noted, but never submitted
 
     def put(self, event: Event) -> None:
         """What the replicas tell, in the loop."""
@@ -143,7 +162,7 @@ class Endpoint:
     ) -> AsyncIterator[tuple[str, Any]]:
         pieces = pack_arguments((method, streams, args, kwargs), {})
         index, self._next = self._next, self._next + 1
-        self._open[index] = waiting = _Open()
+        self._open[index] = waiting = _Open(size=sum(memoryview(piece).nbytes for piece in pieces))
         self.requests += 1
         try:
             if self._replicas is None:
@@ -239,11 +258,21 @@ class Endpoint:
         waiting = self._open.get(index)
         if waiting is None or seq != waiting.next_seq:
             return
+        if waiting.arrived.qsize() > 2 * channel.PARTS_AHEAD:
+            self._on_flood(index)
+            return
         waiting.next_seq += 1
         if self._replicas is not None:
             self._replicas.first_answer(index)
         value, answer = self._answers.read(channel.STATUS_VALUE, pieces)
         waiting.arrived.put_nowait(("part" if value else "error", answer))
+
+    def _on_flood(self, index: int) -> None:
+        """A node waits for whoever reads; one that does not would fill this process's memory."""
+        if self._replicas is not None:
+            self._replicas.end_task(index)
+        message = f"the replica sent more than {channel.PARTS_AHEAD} parts ahead of its reader"
+        self._finish(index, "error", run_failed(Reason.CRASHED, message))
 
     def _finish(self, index: int, kind: str, answer: Any) -> None:
         if self._replicas is not None:
@@ -256,4 +285,11 @@ class Endpoint:
 def _options(request: dict[str, Any]) -> RunOptions:
     retry = request["retry"]
     rule = Retry(tuple(retry["on"]), retry["max"], retry["backoff_ms"] / 1000, tuple(retry["exit_codes"]))
-    return RunOptions(retry=rule, timeout_ms=request["timeout_ms"], budget_dc=1)
+    return RunOptions(
+        retry=rule,
+        timeout_ms=request["timeout_ms"],
+        budget_dc=1,  # its leases are its own
+        near=request["near"],  # with none given, distances are this router's, as everything goes through it
+        max_rtt_ms=request["max_rtt_ms"],
+        objective=request["objective"],
+    )

@@ -8,7 +8,7 @@ import base64
 import struct
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_CHOICES = 1
 
@@ -27,9 +27,17 @@ class Refused(Exception):
 
 
 class _In(BaseModel):
-    """Members that OpenAI knows and we do not use are passed over, as its clients send some by themselves."""
+    """Members that OpenAI knows and we do not use are passed over, as its clients send some by themselves.
+
+    A member that is null is one that was left out: several clients write all that they know.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class StreamOptions(_In):

@@ -10,7 +10,7 @@ import structlog
 from api import router_tokens
 from api.serving.endpoint import Endpoint
 from fabric.client.http import ControlPlane
-from fabric.wire.errors import AuthError, Error
+from fabric.wire.errors import AuthError, Error, ServiceError
 
 _log = structlog.get_logger(__name__)
 
@@ -19,6 +19,9 @@ TICK_S = 0.25
 REPORT_S = 2.0
 KNOWN_S = 60.0
 """How long an API key that was good is believed."""
+STALE_S = 600.0
+"""And how much longer while the control plane cannot be asked: what is served outlives its absence."""
+MAX_KEY = 200
 RENEW_S = 3600.0
 """Tokens are good for a day and made anew each hour."""
 
@@ -38,7 +41,7 @@ class Registry:
         self._router = self._as(router_tokens.ROUTER)
         self._served: dict[str, _Served] = {}
         self._keys: dict[str, tuple[float, str]] = {}
-        self._followed_at = 0.0
+        self._followed_at = self._asked_at = 0.0
         self._renewed_at = time.monotonic()
         self._following = asyncio.Lock()
 
@@ -58,13 +61,15 @@ class Registry:
                 await self._follow()
             except Error as error:
                 _log.warning("the control plane does not say what to serve", error=str(error))
+            except Exception:  # noqa: BLE001 - the outermost loop: without it nothing new would be served any more
+                _log.exception("what to serve was not understood")
             await asyncio.sleep(FOLLOW_S)
 
     async def find(self, name: str) -> Endpoint | None:
         """An endpoint by its id; one that was made this moment is asked for."""
         if name not in self._served:
             try:
-                await self._follow()
+                await self._follow(time.monotonic())
             except Error:
                 return None
         served = self._served.get(name)
@@ -76,6 +81,8 @@ class Registry:
         Raises:
             ServiceError: the control plane does not answer.
         """
+        if len(key) > MAX_KEY or not (key.isascii() and key.isprintable()):
+            return None
         until, customer = self._keys.get(key, (0.0, ""))
         if until > time.monotonic():
             return customer
@@ -85,6 +92,10 @@ class Registry:
         except AuthError:
             self._keys.pop(key, None)
             return None
+        except ServiceError:
+            if customer and time.monotonic() < until + STALE_S:
+                return customer
+            raise
         finally:
             await plane.close()
         if len(self._keys) > 10_000:
@@ -97,8 +108,17 @@ class Registry:
         await asyncio.gather(*(self._drop(name) for name in list(self._served)), return_exceptions=True)
         await self._router.close()
 
-    async def _follow(self) -> None:
+    def open_bytes(self, customer: str) -> int:
+        """Of the requests that this customer waits for now."""
+        mine = (served.endpoint for served in self._served.values() if served.endpoint.facts["customer"] == customer)
+        return sum(endpoint.open_bytes for endpoint in mine)
+
+    async def _follow(self, since: float | None = None) -> None:
+        """With `since`, only unless it was asked after that: many who wait for the same answer share it."""
         async with self._following:
+            if since is not None and self._asked_at > since:
+                return
+            self._asked_at = time.monotonic()
             self._renew()
             listed = (await self._router.get("/v1/serving/endpoints"))["endpoints"]
             self._followed_at = time.monotonic()
@@ -145,4 +165,6 @@ async def _keep(endpoint: Endpoint) -> None:
                 await endpoint.report()
         except Error as error:
             _log.warning("an endpoint's beat failed", endpoint=endpoint.id, error=str(error))
+        except Exception:  # noqa: BLE001 - the outermost loop: an endpoint without it has no replicas any more
+            _log.exception("an endpoint's beat failed", endpoint=endpoint.id)
         await asyncio.sleep(TICK_S)

@@ -88,7 +88,7 @@ class Replicas(Crew):
     @property
     def ready(self) -> int:
         """Replicas that take requests."""
-        return sum(held.channel.is_open for held in self._leases.values())
+        return sum(held.channel.is_open and not self._goes(held) for held in self._leases.values())
 
     def send(self, index: int, pieces: Any, prompt: Prompt) -> None:
         """Queue a request; it goes to the replica whose first answer is expected earliest."""
@@ -118,10 +118,10 @@ class Replicas(Crew):
         """Have so many replicas: more are asked for, those too many finish what they have and go."""
         self.wanted = wanted
         for held in list(self._leases.values()):
-            if len(self._leases) - self._draining() > wanted and not self._of(held).draining:
+            if len(self._leases) - self._draining() > wanted and not self._goes(held):
                 self._fewest().draining = True
         for lease, held in list(self._leases.items()):
-            if self._of(held).draining and not self._tasks.out.get(lease):
+            if self._goes(held) and not self._tasks.out.get(lease):
                 del self._leases[lease]
                 self._give(held)
         self._ask_for_more()
@@ -135,7 +135,7 @@ class Replicas(Crew):
                 "node": held.facts["node"],
                 "gpu": held.facts["gpus"][0]["model"] if held.facts["gpus"] else "",
                 "in_flight": len(self._tasks.out.get(lease, ())),
-                "state": "draining" if self._of(held).draining else "ready" if held.channel.is_open else "connecting",
+                "state": "draining" if self._goes(held) else "ready" if held.channel.is_open else "connecting",
             }
             for lease, held in self._leases.items()
         ]
@@ -216,9 +216,7 @@ class Replicas(Crew):
             seen.memory.note(sent.prompt)
 
     def _choose(self, prompt: Prompt) -> HeldLease | None:
-        open_ = {
-            held.id: held for held in self._leases.values() if held.channel.is_open and not self._of(held).draining
-        }
+        open_ = {held.id: held for held in self._leases.values() if held.channel.is_open and not self._goes(held)}
         views = [self._view(held, prompt) for held in open_.values()]
         chosen = choose([view for view in views if view.in_flight < 2 * view.slots], prompt.tokens)
         return None if chosen is None else open_[chosen.name]
@@ -227,7 +225,7 @@ class Replicas(Crew):
         seen = self._of(held)
         return Replica(
             held.id,
-            seen.first_ms,
+            max(seen.first_ms, self._silent_ms(held.id)),
             seen.ahead,
             len(self._tasks.out.get(held.id, ())),
             self._packed.at_once,
@@ -236,13 +234,22 @@ class Replicas(Crew):
             seen.memory.cached_tokens(prompt),
         )
 
+    def _silent_ms(self, lease: str) -> float:
+        """How long its oldest request waits for a first answer: whoever takes requests and says nothing gets fewer."""
+        waiting = (sent.sent_at for sent in self.queued.values() if sent.lease == lease and not sent.answered)
+        return 1000 * (self._now() - min(waiting, default=self._now()))
+
+    def _goes(self, held: HeldLease) -> bool:
+        """Whether it gets no more requests: there are too many, or its lease got its notice."""
+        return held.leaving or self._of(held).draining
+
     def _of(self, held: HeldLease) -> _Seen:
         return self._seen_of.setdefault(held.id, _Seen())
 
     def _draining(self) -> int:
-        return sum(self._of(held).draining for held in self._leases.values())
+        return sum(map(self._goes, self._leases.values()))
 
     def _fewest(self) -> _Seen:
         """Of the replica that has least to finish."""
-        staying = [held for held in self._leases.values() if not self._of(held).draining]
+        staying = [held for held in self._leases.values() if not self._goes(held)]
         return self._of(min(staying, key=lambda held: len(self._tasks.out.get(held.id, ()))))

@@ -17,7 +17,9 @@ from typing import Any
 
 from fabric.client import session as sessions
 from fabric.client.answers import Answers
+from fabric.client.baggage import Equipped
 from fabric.client.crew import Crew
+from fabric.client.errand import baggage_of
 from fabric.client.events import AttemptEnded, Broken, Event, Lines, Part, Results
 from fabric.client.options import RunOptions, read_options
 from fabric.client.pack import Packed, pack_arguments, pack_function
@@ -82,7 +84,7 @@ class ActorHandle:
         options: RunOptions,
     ) -> None:
         name = getattr(cls, "__qualname__", None) or type(cls).__qualname__
-        packed = pack_actor(Actor(cls, args, kwargs), name, options.max_concurrency)
+        packed = pack_actor(equipped(Actor(cls, args, kwargs), options), name, options.max_concurrency)
         self._cls, self._session, self._options = cls, session, options
         self._calls = _Calls(session, cls, packed, options)
         self.id = self._calls.crew.run
@@ -116,6 +118,12 @@ class ActorHandle:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def equipped(made: Actor, options: RunOptions) -> Actor:
+    """The same object, with the secrets and the folder that it was promised around it."""
+    baggage = baggage_of(options)
+    return made if baggage is None else Actor(Equipped(made, baggage))
 
 
 def pack_actor(made: Actor, name: str, at_once: int) -> Packed:

@@ -63,6 +63,28 @@ class Loaded:
         return self._carrying(self._baggage, args, **kwargs)
 
 
+class Equipped:
+    """Makes an object in a process of its own, which has its baggage from then on, to its end."""
+
+    def __init__(self, make: Callable[[], Any], baggage: Baggage) -> None:
+        self._make = make
+        self._baggage = baggage
+        self.__qualname__ = getattr(make, "__qualname__", type(make).__qualname__)
+
+    def __call__(self) -> Any:
+        os.environ.update(self._baggage.secrets)
+        if self._baggage.workdir:
+            folder = _unpacked(self._baggage)
+            os.chdir(folder)
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
+        try:
+            return self._make()
+        except BaseException as error:
+            _hide(error, self._baggage.secrets)
+            raise
+
+
 @contextmanager
 def _secrets(secrets: Mapping[str, str]) -> Iterator[None]:
     """In the environment while the call runs: what runs after it in the same process does not see them."""

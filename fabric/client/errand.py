@@ -23,7 +23,7 @@ def errand(
         InvalidRequest: neither a function nor a command, both, or what does not go with a function.
     """
     function, args = _job(function, args, options)
-    baggage = _baggage(options)
+    baggage = baggage_of(options)
     return (function, args) if baggage is None else (Carrying(function), (baggage, tuple(args)))
 
 
@@ -34,7 +34,7 @@ def laden(function: Callable[..., Any], options: RunOptions) -> Callable[..., An
         InvalidRequest: as `errand`.
     """
     function, _ = _job(function, (), options)
-    baggage = _baggage(options)
+    baggage = baggage_of(options)
     return function if baggage is None else Loaded(function, baggage)
 
 
@@ -56,7 +56,8 @@ def _job(
     return function, args
 
 
-def _baggage(options: RunOptions) -> Baggage | None:
+def baggage_of(options: RunOptions) -> Baggage | None:
+    """What the options have travel along; None for nothing."""
     if not options.secrets and options.workdir is None:
         return None
     packed = b"" if options.workdir is None else pack_workdir(options.workdir)

@@ -473,6 +473,6 @@ _ALLOWED = {
     "arun": frozenset(_COMMON | _ATTACHED) - {"dry_run"} | {"command", "kwargs"},
     "amap": frozenset(_COMMON | _ATTACHED | _OF_MAP) - {"dry_run"} | {"kwargs"},
     "Executor": frozenset(_COMMON | _ATTACHED) - {"dry_run", "idempotency_key"},
-    "actor": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key", "workdir", "secrets"},
-    "serve": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key", "returns", "workdir", "secrets"},
+    "actor": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key"},
+    "serve": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key", "returns", "secrets"},
 }

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 from fabric.client import session as sessions
-from fabric.client.actors import pack_actor
+from fabric.client.actors import equipped, pack_actor
 from fabric.client.office import here
 from fabric.client.options import read_options
 from fabric.client.session import Session
@@ -48,7 +49,7 @@ def serve(
     cls = obj if isinstance(obj, type) else type(obj)
     model = getattr(obj, "model", None)
     name = options.name or (model if isinstance(model, str) and model else cls.__qualname__)
-    packed = pack_actor(made, name, options.max_concurrency)
+    packed = pack_actor(equipped(made, options), name, options.max_concurrency)
     current = sessions.current()
     current.call(current.plane.put_blob(hashlib.sha256(packed.code).hexdigest(), packed.code))
     endpoint = new_id("ep")
@@ -77,6 +78,16 @@ def endpoints(*, stopped: bool = False) -> list["Service"]:
     current = sessions.current()
     answer = current.call(current.plane.get("/v1/endpoints", all=str(stopped).lower()))
     return [Service(current, facts) for facts in answer["endpoints"]]
+
+
+def find(endpoint: str) -> "Service":
+    """An endpoint of this account by its id, stopped or not.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    current = sessions.current()
+    return Service(current, current.call(current.plane.get(f"/v1/endpoints/{quote(endpoint, safe='')}")))
 
 
 class Service:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from fabric.client import serving
-from fabric.wire.errors import InvalidRequest
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -36,8 +35,5 @@ def endpoints(
 @app.command()
 def stop(endpoint: Annotated[str, typer.Argument(metavar="ID", help="An endpoint's id.")]) -> None:
     """End an endpoint and release its replicas."""
-    found = next((one for one in serving.endpoints(stopped=True) if one.id == endpoint), None)
-    if found is None:
-        raise InvalidRequest(f"this account has no endpoint {endpoint}; `fabric endpoints` lists them")
-    found.stop()
+    serving.find(endpoint).stop()
     typer.echo(f"{endpoint} is stopped")

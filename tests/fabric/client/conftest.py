@@ -204,7 +204,7 @@ class SmallFabric:
 
     def __init__(self, gpus):
         self.gpus = gpus
-        self.runs, self.leases, self.nodes, self.blobs = {}, {}, {}, {}
+        self.runs, self.leases, self.nodes, self.blobs, self.endpoints = {}, {}, {}, {}, {}
         self.requests, self.problems, self.probes = [], [], []
         self.python = ".".join(platform.python_version_tuple()[:2])
         self.loop = asyncio.new_event_loop()
@@ -332,6 +332,23 @@ class SmallFabric:
         elif parts[1:] == ["cancel"]:
             run["state"], run["reason"] = "CANCELLED", "cancelled_by_user"
         return 200, self.describe(parts[0])
+
+    def handle_endpoints(self, method, parts, content, query):
+        if method == "POST" and not parts:
+            facts = {
+                "id": content["id"], "name": content["name"], "url": f"http://router/serve/{content['id']}/v1",
+                "state": "ACTIVE", "runs": [], "report": {}, "spent_dc": "0", "given": content,
+            }  # fmt: skip
+            self.endpoints[content["id"]] = facts
+            return 201, facts
+        if not parts:
+            shown = [e for e in self.endpoints.values() if e["state"] == "ACTIVE" or query["all"] == ["true"]]
+            return 200, {"endpoints": shown}
+        if parts[0] not in self.endpoints:
+            return 404, {"type": "/problems/not-found", "detail": f"there is no endpoint {parts[0]} in this account"}
+        if parts[1:] == ["stop"]:
+            self.endpoints[parts[0]]["state"] = "STOPPED"
+        return 200, self.endpoints[parts[0]]
 
     def handle_leases(self, _method, parts, content, _query):
         self.leases[parts[0]]["state"] = "CLOSED"

@@ -186,3 +186,39 @@ def test_a_cancelled_call_is_taken_back(small_fabric, counter):
     assert call.cancelled()
     sessions.current().call(asyncio.sleep(0.05))
     assert counter.add.remote() == 6
+
+
+class Place:
+    def read(self, name):
+        import os
+        from pathlib import Path
+
+        return os.environ.get("FAB_TOKEN"), Path(name).read_text()
+
+
+class Leaky:
+    def __init__(self):
+        import os
+
+        raise OSError(f"no access with {os.environ['FAB_TOKEN']}")
+
+    def any(self):
+        return 1
+
+
+def test_an_object_finds_its_secrets_and_its_folder_and_keeps_them(small_fabric, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAB_TOKEN", "before")  # and put back at the end
+    monkeypatch.chdir(tmp_path)  # the small node is this process
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "a.txt").write_text("weights")
+    with fabric.actor(Place, workdir=str(tmp_path / "w"), secrets={"FAB_TOKEN": "s3cret"})() as place:
+        assert [place.read.remote("a.txt") for _ in range(2)] == [("s3cret", "weights")] * 2
+    request = next(iter(small_fabric.runs.values()))["request"]
+    assert "s3cret" not in str(request)
+    with (
+        fabric.actor(Leaky, secrets={"FAB_TOKEN": "s3cret"})() as leaky,
+        pytest.raises(OSError, match="no access") as caught,
+    ):
+        leaky.any.remote()
+    assert "s3cret" not in str(caught.value)
+    assert "FAB_TOKEN" in str(caught.value)
