@@ -10,7 +10,7 @@ import structlog
 from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 
-from api import bootstrap, errors, ledger_jobs, rounds, sweeps
+from api import bootstrap, conduct, errors, ledger_jobs, rounds, sweeps
 from api.agents import Agents
 from api.ingest import Ingest
 from api.limits import BodyLimit
@@ -37,6 +37,7 @@ from api.routes import (
 )
 from api.routes import chain as chain_route
 from api.routes import checkpoints as checkpoints_route
+from api.routes import conduct as conduct_route
 from api.routes import orders as orders_route
 from api.routes import pools as pools_route
 from api.routes import slots as slots_route
@@ -61,6 +62,7 @@ _ROUTES = (
     ledger,
     chain_route,
     checkpoints_route,
+    conduct_route,
     audit,
     agent,
     relay,
@@ -122,6 +124,7 @@ async def tick(app: FastAPI) -> None:
     await to_thread.run_sync(sweeps.refit, plane)
     await to_thread.run_sync(rounds.sweep, plane, _RANDOM)
     await to_thread.run_sync(ledger_jobs.tick, plane)
+    await to_thread.run_sync(conduct.sweep, plane)
     if plane.chain is not None:
         await to_thread.run_sync(_chain_job(plane))
 
@@ -147,6 +150,7 @@ def _lifespan(tick_s: float | None) -> Callable[[FastAPI], contextlib.AbstractAs
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(sweeps.refit, plane))),
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(rounds.sweep, plane, _RANDOM))),
                 asyncio.create_task(_every(tick_s, lambda: to_thread.run_sync(ledger_jobs.tick, plane))),
+                asyncio.create_task(_every(10, lambda: to_thread.run_sync(conduct.sweep, plane))),
                 asyncio.create_task(_every(60, lambda: to_thread.run_sync(plane.blobs.expire))),
                 asyncio.create_task(_every(3600, lambda: to_thread.run_sync(plane.logs.expire, plane.now_ms()))),
             ]

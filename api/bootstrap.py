@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlmodel import Session
 
 from api.plane import Plane
+from api.reputation import UNKNOWN
 from api.schemas import Name
 from api.tables import ApiKeyRow, CustomerRow, OperatorRow, SessionKeyRow
 from api.terms import own_account
@@ -111,7 +112,7 @@ def _operator(plane: Plane, session: Session, declared: Operator) -> None:
     if row is None:
         session.add(
             OperatorRow(
-                id=declared.id, name=declared.name, payout=declared.payout.lower(), reputation=0, created_ms=now
+                id=declared.id, name=declared.name, payout=declared.payout.lower(), reputation=UNKNOWN, created_ms=now
             )
         )
         session.flush()

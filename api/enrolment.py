@@ -17,6 +17,7 @@ from sqlmodel import Session, col, select
 from api.enrolment_tables import DelegationRow, JoinTokenRow, OperatorWalletRow
 from api.errors import Conflict, NotFound
 from api.keys import sha256_hex
+from api.reputation import UNKNOWN
 from api.tables import OperatorRow, SessionKeyRow
 from fabric.wire.delegation import Delegation, Revocation, SignedDelegation
 from fabric.wire.errors import AuthError, InvalidRequest
@@ -37,7 +38,7 @@ def issue_token(
     """
     wallet, payout = _address(wallet, "wallet"), _address(payout or wallet, "payout")
     if session.get(OperatorRow, operator) is None:
-        session.add(OperatorRow(id=operator, name=name, payout=payout, reputation=0, created_ms=now_ms))
+        session.add(OperatorRow(id=operator, name=name, payout=payout, reputation=UNKNOWN, created_ms=now_ms))
         session.flush()
     known = session.get(OperatorWalletRow, operator)
     if known is None:

@@ -6,9 +6,10 @@ Reads rows; `ledger.availability` decides what counts. The audit asks the same a
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlmodel import Session, col
 
+from api.lifecycle import OPEN_WITHIN_MS
 from api.plane import Plane
 from api.tables import GpuRow, LeaseGpuRow, LeaseRow, OperatorRow
 from api.verified import verified_between
@@ -60,6 +61,10 @@ def let_down(session: Session, start_ms: int, end_ms: int) -> set[str]:
             col(LeaseRow.closed_ms) < end_ms,
             col(LeaseRow.opened_ms).is_(None),
             col(LeaseRow.reason).in_([reason.value for reason in LET_DOWN]),
+            or_(  # who asks for less time than everybody else gets cannot make others refuse him
+                col(LeaseRow.reason) != Reason.STARTUP_TIMEOUT.value,
+                col(LeaseRow.startup_timeout_ms) >= OPEN_WITHIN_MS,
+            ),
         )
     )
     return set(rows)

@@ -250,6 +250,7 @@ class LeaseRow(SQLModel, table=True):
         Index("leases_of_cluster", "cluster", "state"),
         Index("leases_of_session", "session", "state"),
         Index("leases_of_customer", "customer", "state"),
+        Index("leases_closed", "closed_ms"),
     )
 
     id: str = Field(primary_key=True)

@@ -31,6 +31,7 @@ class ChallengeRow(SQLModel, table=True):
         Index("challenges_of_gpu", "gpu", "prepared_ms"),
         Index("challenges_in_stage", "stage", "cluster"),
         Index("challenges_passed", "begun_ms"),
+        Index("challenges_ended", "ended_ms"),
     )
 
     id: str = Field(primary_key=True)

@@ -40,6 +40,8 @@ COMMANDS: dict[str, Entry] = {
     "stop": Entry("fabric.client.cli", "Cancel a run."),
     "explain": Entry("fabric.client.cli", "Why a run is where it is."),
     "cost": Entry("fabric.client.cli", "What runs cost."),
+    "bill": Entry("fabric.client.bill", "A run's leases: claimed, billed, and measured here."),
+    "operators": Entry("fabric.client.bill", "Operators, and what their reputations are made of."),
     "receipt": Entry("fabric.client.cli", "A run's signed receipts."),
     "serve": Entry("workloads.command", "Serve a model behind an OpenAI-compatible URL.", extra="workloads"),
     "endpoints": Entry("fabric.client.serving_cli", "What is served; stop one.", group=True),

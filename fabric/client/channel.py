@@ -67,6 +67,8 @@ class Channel:
         self.listener = listener
         self.node = ""
         self.leaving: Reason | None = None
+        self.waited_s = 0.0
+        """For how long the node was waited for when its gateway had answered, the last time."""
         self.reconnect_s = RECONNECT_S
         self._find_route = find_route
         self._stream: Stream | None = None
@@ -96,8 +98,10 @@ class Channel:
         self._known.clear()
         self._ready = asyncio.get_running_loop().create_future()
         self._stream = await open_route(route, self._on_message, self._on_lost)
+        answered = time.monotonic()
         async with asyncio.timeout(READY_S):
             await asyncio.shield(self._ready)
+        self.waited_s = time.monotonic() - answered
         self._start(self._watch(self._stream))
 
     def call(self, run: str, packed: Packed, tasks: Sequence[Task], timeout_ms: int) -> None:

@@ -24,7 +24,7 @@ from fabric.wire.errors import Error, InvalidRequest, NoCapacity, ServiceError, 
 from fabric.wire.frames import split
 from fabric.wire.ids import new_id
 from fabric.wire.machines import RUN_EDGES, RunState, is_terminal
-from fabric.wire.reasons import EXPLANATIONS, Reason
+from fabric.wire.reasons import EXPLANATIONS, FABRIC_ONLY, Reason
 from fabric.wire.retry import delay_s
 
 TICK_S = 0.5
@@ -262,6 +262,7 @@ class Crew:
         held: HeldLease
         channel = Channel(route.lease, lambda: self._office.find_route(held), self)
         held = HeldLease(route.lease, route.generation, self._key, facts, channel, self.run)
+        known_s = self._office.times.now_s()
         try:
             await channel.connect(route)
         except (Error, TimeoutError) as error:
@@ -270,6 +271,7 @@ class Crew:
             self._on_unopened(error)
             return
         self._opening -= 1
+        self._office.times.begin(held.id, known_s, channel.waited_s)
         if self._over:
             self._office.pool.drop(held, Reason.DONE)
         else:
@@ -516,7 +518,7 @@ class Crew:
         for held in self._leases.values():
             if self._tasks.out.get(held.id):
                 held.channel.cancel(self.run)
-                self._office.pool.drop(held, reason)
+                self._office.pool.drop(held, Reason.DONE if reason in FABRIC_ONLY else reason)
             else:
                 self._give(held)
         self._leases.clear()

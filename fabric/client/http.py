@@ -88,6 +88,9 @@ class ControlPlane:
     async def heartbeat(self, session: str) -> None:
         await self._json("POST", f"/v1/sessions/{_part(session)}/heartbeat")
 
+    async def report_times(self, session: str, times: Sequence[Mapping[str, Any]]) -> None:
+        await self._json("POST", f"/v1/sessions/{_part(session)}/times", json={"times": list(times)})
+
     async def register_runs(self, session: str, runs: Sequence[Mapping[str, Any]]) -> None:
         await self._json("POST", f"/v1/sessions/{_part(session)}/runs", json={"runs": list(runs)})
 

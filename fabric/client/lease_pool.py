@@ -46,6 +46,7 @@ class LeasePool:
         release: tells the control plane; called with the lease and a reason.
         start: runs a coroutine beside everything else.
         on_line: gets output that arrives after its run was over.
+        on_ended: gets the id of a lingering lease that ended by itself.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class LeasePool:
         release: Callable[[HeldLease, Reason], Coroutine[Any, Any, None]],
         start: Callable[[Coroutine[Any, Any, None]], object],
         on_line: Callable[[int, str], None],
+        on_ended: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._release = release
         self._start = start
         self._on_line = on_line
+        self._on_ended = on_ended
         self._idle: list[HeldLease] = []
         self._waiting = 0
 
@@ -125,6 +128,7 @@ class LeasePool:
         """A lingering lease ended by itself."""
         for held in self._of(channel):
             self._idle.remove(held)
+            self._on_ended(held.id)
             if held.timer is not None:
                 held.timer.cancel()
 

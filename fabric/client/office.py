@@ -5,6 +5,7 @@ It asks for routes and releases; it decides nothing about runs.
 
 import asyncio
 import platform
+import time
 from collections.abc import Coroutine
 from functools import cache
 from importlib.metadata import version
@@ -17,8 +18,9 @@ from fabric.client.loop import LoopThread
 from fabric.client.registrar import Registrar
 from fabric.client.route import Route, note_unreachable
 from fabric.client.terminal import print_line
+from fabric.client.timesheet import Timesheet
 from fabric.ping import round_trips_us
-from fabric.wire.errors import Error
+from fabric.wire.errors import Error, ServiceError
 from fabric.wire.link import CONTROL
 from fabric.wire.machines import LeaseState
 from fabric.wire.reasons import Reason
@@ -38,7 +40,8 @@ class Office:
         self.loop = loop
         self.used = False
         self._telling: set[asyncio.Task[None]] = set()
-        self.pool = LeasePool(self._release, loop.start, print_line)
+        self.times = Timesheet(time.monotonic)
+        self.pool = LeasePool(self._release, loop.start, print_line, self.times.end)
         self.registrar = Registrar(lambda runs: plane.register_runs(session, runs))
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -90,6 +93,12 @@ class Office:
             note_unreachable(missing[place].gateway)
         return {**found, **relayed}
 
+    async def report_times(self) -> None:
+        """Tell for how long this process has its leases; those that are over are told of once."""
+        while lines := self.times.untold():
+            await self.plane.report_times(self.session, [line.to_json() for line in lines])
+            self.times.told(lines)
+
     async def find_route(self, held: HeldLease) -> Route | Gone | None:
         """A fresh route to a lease, why it is over, or None while it has none."""
         await self.registrar.flush()
@@ -108,8 +117,11 @@ class Office:
     async def _release(self, held: HeldLease, reason: Reason) -> None:
         try:
             await self.plane.release(held.id, held.generation, reason)
-        except Error:
+        except ServiceError:
             return  # the session's end, or its silence, releases it too
+        except Error:
+            pass  # it is over already, for a reason that is the fabric's to state
+        self.times.end(held.id)
 
 
 def route_of(route: dict[str, Any]) -> Route:

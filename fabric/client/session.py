@@ -56,6 +56,8 @@ class Session:
             await self.office.told()
             await self.office.registrar.flush()
             if self.office.used:
+                with suppress(Error):
+                    await self.office.report_times()
                 await self.plane.end_session(self.id)
         await self.plane.close()
 
@@ -64,6 +66,7 @@ class Session:
             await asyncio.sleep(HEARTBEAT_S)
             with suppress(Error):
                 await self.plane.heartbeat(self.id)
+                await self.office.report_times()
 
 
 def current() -> Session:

@@ -113,11 +113,11 @@ def test_a_lost_node_and_its_return_are_followed(fabric, agent):
 
 
 def test_another_reputation_is_followed(fabric, agent):
-    fabric.submit(min_reputation=500, queue_timeout_ms=0, expect=409)
+    fabric.submit(min_reputation=700, queue_timeout_ms=0, expect=409)
     with fabric.plane.database.write() as session:
         session.get_one(OperatorRow, "op-1").reputation = 700
     agrees(fabric.plane)
-    assert fabric.submit(min_reputation=500)["state"] == "STARTING"
+    assert fabric.submit(min_reputation=700)["state"] == "STARTING"
     assert fabric.submit(min_reputation=800, expect=409)["next_best"]["change"] == "min_reputation"
 
 
