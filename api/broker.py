@@ -19,7 +19,7 @@ from api.errors import Conflict, NotFound
 from api.gangs import check_gang
 from api.granting import join
 from api.leasing import Leasing
-from api.lifecycle import NEAR_SILENT_MS, LeaseEvent, RunStep, run_failed, run_finished
+from api.lifecycle import NEAR_SILENT_MS, NOT_BILLED_BACK, LeaseEvent, RunStep, run_failed, run_finished
 from api.placing import Placing
 from api.plane import Plane
 from api.queueing import Queue
@@ -32,7 +32,7 @@ from fabric.placement.answer import Placement, Refusal, Verdict
 from fabric.wire import link
 from fabric.wire.errors import BudgetExhausted, InsufficientFunds, InvalidRequest, PriceExceeded, ServiceError
 from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal
-from fabric.wire.reasons import FABRIC_ONLY, Reason
+from fabric.wire.reasons import Reason
 from fabric.wire.receipts import RunLine
 from ledger.chain.stalled import stalled
 
@@ -183,10 +183,10 @@ class Broker:
 
         Raises:
             Conflict: another generation of an active lease.
-            InvalidRequest: no reason, or one that only the fabric may give: it would count against the operator.
+            InvalidRequest: no reason, or one that only the fabric may give: it would make the time the operator's loss.
         """
         why = reason_of(reason)
-        if why in FABRIC_ONLY:
+        if why in NOT_BILLED_BACK:
             raise InvalidRequest(f"reason {reason!r} is for the fabric to say; a lease is given back as 'done'")
         if LeaseState(lease.state) not in ACTIVE_LEASE_STATES:
             return lease

@@ -31,6 +31,7 @@ from ledger.uptime import UPTIME, Uptime
 SWEEP_MS = 60_000
 _SWEPT = "reputations_ms"
 _FAILED = "failed"
+_FAULTS = (Reason.OPERATOR_LOST.value, Reason.GPU_UNHEALTHY.value, Reason.VERIFICATION_FAILED.value)
 _NAMES = tuple(DayFacts.__dataclass_fields__)
 _NOTICED = (Reason.PREEMPTED.value, Reason.OPERATOR_DRAIN.value, Reason.SLOT_ENDED.value)
 
@@ -115,15 +116,19 @@ _Facts = Iterable[tuple[str, dict[str, int]]]
 
 
 def broken() -> Any:
-    """Leases that ended by the operator's fault, as the control plane or the agent saw it; no customer can say so.
+    """Leases that ended by the operator's fault, as the control plane or the agent saw it; no customer's word counts.
 
     One that was to open within less than everybody else's leases may be late without fault.
     """
     reason = col(LeaseRow.reason)
     return or_(
         col(LeaseRow.state) == LeaseState.LOST.value,
-        reason.in_([Reason.OPERATOR_LOST.value, Reason.GPU_UNHEALTHY.value, Reason.VERIFICATION_FAILED.value]),
-        and_(reason == Reason.STARTUP_TIMEOUT.value, col(LeaseRow.startup_timeout_ms) >= OPEN_WITHIN_MS),
+        and_(~col(LeaseRow.given_back), reason.in_(_FAULTS)),
+        and_(
+            ~col(LeaseRow.given_back),
+            reason == Reason.STARTUP_TIMEOUT.value,
+            col(LeaseRow.startup_timeout_ms) >= OPEN_WITHIN_MS,
+        ),
     )
 
 
@@ -166,7 +171,11 @@ def _notices(session: Session, start: int, end: int) -> _Facts:
             col(LeaseRow.opened_ms).is_not(None),
             or_(
                 col(NoticeRow.reason).in_(_NOTICED),
-                and_(col(NoticeRow.lease).is_(None), col(LeaseRow.reason) == Reason.OPERATOR_DRAIN.value),
+                and_(
+                    col(NoticeRow.lease).is_(None),
+                    col(LeaseRow.reason) == Reason.OPERATOR_DRAIN.value,
+                    ~col(LeaseRow.given_back),
+                ),
             ),
         )
         .group_by(col(LeaseRow.operator))

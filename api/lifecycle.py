@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fabric.wire.machines import LEASE_EDGES, RUN_EDGES, LeaseState, RunState, is_terminal, step
-from fabric.wire.reasons import FABRIC_ONLY, Reason
+from fabric.wire.reasons import Reason
 from fabric.wire.retry import Retry, delay_s
 
 _R, _L = RunState, LeaseState
@@ -138,7 +138,7 @@ class RunStep:
     @property
     def lease_reason(self) -> str:
         """Why leases end with the run: what a customer says never makes their time the operator's loss."""
-        return Reason.DONE if self.told and self.reason in FABRIC_ONLY else self.reason
+        return Reason.DONE if self.told and self.reason in NOT_BILLED_BACK else self.reason
 
 
 def run_opened(state: RunState) -> RunStep | None:

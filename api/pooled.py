@@ -61,6 +61,7 @@ def let_down(session: Session, start_ms: int, end_ms: int) -> set[str]:
             col(LeaseRow.closed_ms) < end_ms,
             col(LeaseRow.opened_ms).is_(None),
             col(LeaseRow.reason).in_([reason.value for reason in LET_DOWN]),
+            ~col(LeaseRow.given_back),  # the reason is its customer's word
             or_(  # who asks for less time than everybody else gets cannot make others refuse him
                 col(LeaseRow.reason) != Reason.STARTUP_TIMEOUT.value,
                 col(LeaseRow.startup_timeout_ms) >= OPEN_WITHIN_MS,

@@ -26,17 +26,8 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
-FABRIC_ONLY: frozenset[Reason] = frozenset(
-    {
-        Reason.OPERATOR_LOST,
-        Reason.GPU_UNHEALTHY,
-        Reason.STARTUP_TIMEOUT,
-        Reason.VERIFICATION_FAILED,
-        Reason.OPERATOR_DRAIN,
-        Reason.PREEMPTED,
-    }
-)
-"""Ends of a lease that only the fabric may state: they count for or against the operator, in money or in its name."""
+FABRIC_ONLY: frozenset[Reason] = frozenset({Reason.OPERATOR_LOST, Reason.GPU_UNHEALTHY})
+"""Ends of a lease that no customer may state: their time would be the operator's loss."""
 
 RETRY_CLASSES: dict[str, frozenset[Reason]] = {
     "interruption": frozenset(

@@ -323,7 +323,7 @@ def test_no_word_of_a_customer_makes_used_time_the_operators_loss(fabric, agent)
     for _ in range(3):
         agent.beat(1_000)
     agent.receipt(grant, TICK, 3_000)
-    for reason in ("gpu_unhealthy", "operator_lost", "verification_failed"):
+    for reason in ("gpu_unhealthy", "operator_lost"):
         release = {"generation": 1, "reason": reason}
         answer = fabric.call("POST", f"/v1/leases/{grant.lease}/release", release, expect=422)
         assert "'done'" in answer["detail"]

@@ -190,23 +190,22 @@ def test_a_lease_that_the_operator_loses_is_broken_and_its_name_suffers_where_ru
     assert fabric.call("GET", "/v1/offers")["offers"][0]["reputation"] == answer["reputation"]
 
 
-def test_no_customer_states_an_end_that_counts_against_the_operator(fabric, agent):
-    run, grant = begin(fabric, agent)
-    agent.beat(2_000)
-    for reason in ("startup_timeout", "verification_failed", "operator_drain", "preempted", "operator_lost"):
-        body = {"generation": 1, "reason": reason}
-        assert (
-            "for the fabric to say"
-            in fabric.call("POST", f"/v1/leases/{grant.lease}/release", body, expect=422)["detail"]
-        )
-    fabric.call("POST", f"/v1/runs/{run}/finish", {"state": "FAILED", "reason": "verification_failed"})
-    give_back(fabric, agent, grant, 2_000)
-    unopened = fabric.submit(gpu=["H100"], budget_dc=1_000_000)["id"]
-    grant = agent.expect(link.Grant)
-    fabric.call("POST", f"/v1/runs/{unopened}/finish", {"state": "FAILED", "reason": "startup_timeout"})
-    agent.send(link.Ended(lease=grant.lease, generation=1, reason="done"))
+def test_no_customers_word_about_an_end_counts_against_the_operator(fabric, agent):
+    for reason in ("startup_timeout", "verification_failed", "operator_drain"):
+        _, grant = begin(fabric, agent, retry={"on": []})
+        agent.beat(2_000)
+        fabric.call("POST", f"/v1/leases/{grant.lease}/release", {"generation": 1, "reason": reason})
+        agent.receipt(grant, CLOSE, 2_000, reason=reason)
+    for reason in ("startup_timeout", "verification_failed"):
+        fabric.submit(gpu=["H100"], retry={"on": []})
+        grant = agent.expect(link.Grant)
+        fabric.call("POST", f"/v1/leases/{grant.lease}/release", {"generation": 1, "reason": reason})
+        agent.send(link.Ended(lease=grant.lease, generation=1, reason=reason))
+        agent.beat(1_000)
     facts = today(fabric)
-    assert (facts["kept"], facts["broken"]) == (1, 0)
+    assert (facts["kept"], facts["broken"], facts["notices_broken"]) == (3, 0, 0)
+    with fabric.plane.database.read() as session:
+        assert let_down(session, 0, fabric.plane.now_ms() + 1) == set()
 
 
 @pytest.mark.parametrize(("startup_timeout_ms", "broken"), [(1_000, 0), (120_000, 1)])
