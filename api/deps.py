@@ -91,6 +91,17 @@ def _caller(plane: PlaneDep, token: Token) -> Caller:
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
+def _perhaps(plane: PlaneDep, token: Token) -> Caller | None:
+    try:
+        return caller_of(plane, token)
+    except AuthError:
+        return None
+
+
+PerhapsCaller = Annotated[Caller | None, Depends(_perhaps)]
+"""Who calls what needs no account; None for anybody."""
+
+
 def _admin(caller: CallerDep) -> Caller:
     if not caller.admin:
         raise PermissionDenied("this needs an admin key")

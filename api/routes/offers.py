@@ -8,7 +8,7 @@ from sqlmodel import select
 
 from api import fleet as fleets
 from api import schemas
-from api.deps import PlaneDep, ReadSession
+from api.deps import PerhapsCaller, PlaneDep, ReadSession
 from api.tables import OperatorRow
 from fabric.placement.answer import Offer
 from fabric.placement.place import offers as find_offers
@@ -20,6 +20,7 @@ router = APIRouter(prefix="/v1/offers", tags=["offers"])
 def offers(
     plane: PlaneDep,
     session: ReadSession,
+    account: PerhapsCaller,
     gpu: Annotated[
         list[str] | None,
         Query(max_length=schemas.MAX_GPUS, description="GPU grammar; several are an ordered preference"),
@@ -33,6 +34,7 @@ def offers(
     ] = "",
     max_rtt_ms: Annotated[float | None, Query(gt=0)] = None,
     max_price_dc: Annotated[int | None, Query(ge=0, description="DC per GPU-hour")] = None,
+    python: Annotated[str, Query(pattern=r"^(3\.\d{1,2})?$", description="only where this minor runs: 3.11")] = "",
     any: Annotated[bool, Query(description="the `gpu` parameters are a set")] = False,  # noqa: A002 - the protocol's name
 ) -> schemas.Offers:
     now = plane.now_ms()
@@ -48,11 +50,13 @@ def offers(
         near=near,
         max_rtt_ms=max_rtt_ms,
         max_price_dc=max_price_dc,
+        python=python,
     )
     located = wanted.model_copy(update={"objective": "latency"} if caller else {})
     rtts = plane.distances.rtts_ms(session, located, now)
     allowed = plane.settings.allow_simulated
-    request = fleets.request_of(wanted, fleet, exclude=[], allow_simulated=allowed, rtt_ms=rtts)
+    whose = None if account is None else account.customer
+    request = fleets.request_of(wanted, fleet, exclude=[], allow_simulated=allowed, rtt_ms=rtts, account=whose)
     names = {row.id: row.name for row in session.exec(select(OperatorRow))}
     found = find_offers(fleet, request)
     wanted_of = {offer.cluster for offer in found}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any
 
+from fabric.client.office import here
 from fabric.client.options import RunOptions
 from fabric.client.session import Session
 from fabric.wire.amounts import dc_to_usd
@@ -50,6 +51,7 @@ def find_offers(session: Session, options: RunOptions, *, tier: str, every: bool
         "near": options.near,
         "max_rtt_ms": options.max_rtt_ms,
         "max_price_dc": options.max_price_dc,
+        "python": here()["python"],
         "caller": session.id if options.measures else "",
     }
     answer = session.call(session.plane.offers(gpu, gpu_any=options.gpu_any, **wishes))

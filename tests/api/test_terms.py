@@ -82,6 +82,21 @@ def test_a_node_that_isolates_nothing_takes_its_operators_own_work(fabric):
     fabric.submit(who="bob", expect=409)
 
 
+def test_offers_show_an_account_what_it_can_buy(fabric):
+    join(fabric, isolation="none")
+    with fabric.plane.database.write() as session:
+        own_account(session, "op-1", "alice")
+    shown = {who: fabric.call("GET", "/v1/offers", who=who)["offers"] for who in ("alice", "bob")}
+    assert (len(shown["alice"]), shown["bob"]) == (1, [])
+    assert len(fabric.client.get("/v1/offers").json()["offers"]) == 1  # of nobody it is not known what it can buy
+
+
+def test_offers_are_of_nodes_that_run_the_python_that_is_asked_for(fabric):
+    join(fabric)
+    found = {minor: fabric.call("GET", f"/v1/offers?python={minor}")["offers"] for minor in ("3.11", "3.12")}
+    assert (len(found["3.11"]), found["3.12"]) == (1, [])
+
+
 def test_the_account_of_an_operators_wallet_is_its_own(fabric):
     wallet = {"name": "Op", "wallet": WALLET, "operator": "op-1", "payout": WALLET, "lifetime_s": 60}
     fabric.call("POST", "/v1/operators/join-tokens", wallet, who="admin", expect=201)
