@@ -1,10 +1,12 @@
 """The placement policies that are compared: the product's own, and the published baselines.
 
 The baselines (random, best fit, FGD) are written from their descriptions in Weng et al., "Beware of Fragmentation",
-USENIX ATC '23, so that their published figures can be reproduced beside ours. FGD knows the whole workload in advance,
-as in the paper; ours has seen only what has arrived.
+USENIX ATC '23, and what those leave open from its simulator (github.com/hkust-adsl/kubernetes-scheduler-simulator), so
+that their published figures can be reproduced beside ours. FGD knows the whole workload in advance, as in the paper;
+ours has seen only what has arrived.
 """
 
+from collections import Counter
 from typing import Protocol
 
 import numpy as np
@@ -165,23 +167,26 @@ class BestFitPacker(_Columns):
 class FgdPacker(_Columns):
     """Fragmentation gradient descent: the node and GPU where the expected unusable GPU share grows least.
 
-    As published, the score is `floor(100 · sigmoid(-growth / 1000))` and ties are broken at random. Scores are kept per
-    kind of pod and worked out again only for nodes that changed.
+    As published: the score is `floor(100 · sigmoid(-growth / 1000))`, of the GPUs of a node that score alike the first
+    is taken, of nodes the first in one random order that lasts for the whole run; kinds of pods and fragments are
+    without memory, which only decides what fits. Scores are kept per kind and worked out again only for nodes that
+    changed.
     """
 
     def __init__(self, nodes: list[TraceNode], seed: int, workload: list[Pod]) -> None:
         super().__init__(nodes)
-        self._draw = np.random.default_rng(seed)
+        self._rank = np.random.default_rng(seed).permutation(len(nodes))
         self._typical(workload)
         self._version = np.zeros(len(nodes), np.int64)
         self._known: dict[Pod, tuple[Ints, npt.NDArray[np.float64], Ints]] = {}
 
     def arrive(self, name: str, pod: Pod) -> bool:
         score, column = self._scores(_kind_of(pod))
-        best = score.max()
-        if best < 0:
+        able = np.flatnonzero(self.fitting(pod))
+        if not able.size:
             return False
-        node = int(self._draw.choice(np.flatnonzero(score == best)))
+        best = able[score[able] == score[able].max()]
+        node = int(best[self._rank[best].argmin()])
         columns = [int(column[node])] if pod.gpus == 1 else _tightest(self.free[node], pod)
         self.take(name, node, columns, pod)
         return True
@@ -191,20 +196,14 @@ class FgdPacker(_Columns):
         self._version[node] += 1
 
     def _typical(self, workload: list[Pod]) -> None:
-        """The most frequent kinds of pods that make up 95 % of the workload, and all as frequent as their last."""
-        counts: dict[Pod, int] = {}
-        for pod in workload:
-            kind = _kind_of(pod)
-            counts[kind] = counts.get(kind, 0) + 1
-        ranked, kept, seen = sorted(counts.items(), key=lambda item: -item[1]), [], 0
-        for kind, count in ranked:
-            if seen >= _TYPICAL * len(workload) and count < kept[-1][1]:
-                break
-            kept.append((kind, count))
-            seen += count
-        kinds = [kind for kind, _ in kept]
-        self._share = np.array([count for _, count in kept]) / len(workload)
-        self._asks = np.array([(kind.cpu_milli, kind.memory_mib, kind.gpus, kind.milli) for kind in kinds]).T
+        """The most frequent kinds of pods that make up 95 % of the workload; of equally frequent ones the largest."""
+        counts = Counter(map(_kind_of, workload))
+        ranked = sorted(counts.items(), key=lambda item: (item[1], _size(item[0])), reverse=True)
+        cut = int(np.searchsorted(np.cumsum([count for _, count in ranked]), _TYPICAL * len(workload))) + 1
+        kinds = [kind for kind, _ in ranked[:cut]]
+        kept = np.array([count for _, count in ranked[:cut]])
+        self._share = kept / kept.sum()
+        self._asks = np.array([(kind.cpu_milli, kind.gpus, kind.milli) for kind in kinds]).T
         self._accepts = np.array([[not kind.models or model in kind.models for kind in kinds] for model in self.models])
 
     def _scores(self, kind: Pod) -> tuple[npt.NDArray[np.float64], Ints]:
@@ -223,28 +222,27 @@ class FgdPacker(_Columns):
         return score, column
 
     def _rate(self, kind: Pod, nodes: Ints) -> tuple[npt.NDArray[np.float64], Ints]:
-        free, cpu, memory = self.free[nodes], self.cpu[nodes] - kind.cpu_milli, self.memory[nodes] - kind.memory_mib
-        before = self._fragments(free, self.cpu[nodes], self.memory[nodes], nodes)
+        free, cpu = self.free[nodes], self.cpu[nodes] - kind.cpu_milli
+        before = self._fragments(free, self.cpu[nodes], nodes)
         if kind.gpus != 1:
             after = free.copy()
             for row in range(len(after)):
                 after[row, _tightest(after[row], kind)] -= kind.milli
-            growth = self._fragments(after, cpu, memory, nodes) - before
-            return _published(growth), np.zeros(nodes.size, np.int64)
-        best, column = np.full(nodes.size, np.inf), np.zeros(nodes.size, np.int64)
+            return _published(self._fragments(after, cpu, nodes) - before), np.zeros(nodes.size, np.int64)
+        best, column = np.full(nodes.size, -1.0), np.zeros(nodes.size, np.int64)
         for gpu in range(free.shape[1]):
             able = free[:, gpu] >= kind.milli
             after = free.copy()
             after[:, gpu] -= kind.milli
-            growth = np.where(able, self._fragments(after, cpu, memory, nodes) - before, np.inf)
-            better = growth < best
-            best[better], column[better] = growth[better], gpu
-        return _published(best), column
+            score = np.where(able, _published(self._fragments(after, cpu, nodes) - before), -1.0)
+            better = score > best
+            best[better], column[better] = score[better], gpu
+        return best, column
 
-    def _fragments(self, free: Ints, cpu: Ints, memory: Ints, nodes: Ints) -> npt.NDArray[np.float64]:
+    def _fragments(self, free: Ints, cpu: Ints, nodes: Ints) -> npt.NDArray[np.float64]:
         """Expected milli-GPU per node that a typical pod cannot use."""
-        asks_cpu, asks_memory, asks_gpus, asks_milli = self._asks
-        able = (cpu[:, None] >= asks_cpu) & (memory[:, None] >= asks_memory) & self._accepts[nodes] & (asks_gpus > 0)
+        asks_cpu, asks_gpus, asks_milli = self._asks
+        able = (cpu[:, None] >= asks_cpu) & self._accepts[nodes] & (asks_gpus > 0)
         large = free[:, :, None] >= asks_milli
         able &= large.sum(axis=1) >= asks_gpus
         useless = np.where(able, (free[:, :, None] * ~large).sum(axis=1), free.sum(axis=1)[:, None])
@@ -252,7 +250,11 @@ class FgdPacker(_Columns):
 
 
 def _kind_of(pod: Pod) -> Pod:
-    return Pod(pod.cpu_milli, pod.memory_mib, pod.gpus, pod.milli, pod.models)
+    return Pod(pod.cpu_milli, 0, pod.gpus, pod.milli, pod.models)
+
+
+def _size(kind: Pod) -> tuple[int, int, int, str]:
+    return kind.cpu_milli, kind.milli, kind.gpus, "|".join(kind.models)
 
 
 def _tightest(free: Ints, pod: Pod) -> list[int]:
