@@ -93,7 +93,10 @@ def _customer_of_run(plane: Plane, operator: str, run: str) -> str:
 
 
 def _runs_at(operator: str, now_ms: int):  # noqa: ANN202 - the query's type is the library's affair
-    """Of customers whose lease there is active, or was until just now: nobody else's quota and code are its affair."""
+    """Of customers for whose runs its agent works under a lease that is active, or was until just now.
+
+    Detached ones, and gangs whose process waits: nobody else's quota and code are its affair.
+    """
     current = or_(
         col(LeaseRow.state).in_([state.value for state in ACTIVE_LEASE_STATES]),
         col(LeaseRow.closed_ms) > now_ms - JUST_ENDED_MS,
@@ -102,5 +105,5 @@ def _runs_at(operator: str, now_ms: int):  # noqa: ANN202 - the query's type is 
         select(RunRow.customer)
         .join(LeaseRunRow, col(LeaseRunRow.run) == col(RunRow.id))
         .join(LeaseRow, col(LeaseRow.id) == col(LeaseRunRow.lease))
-        .where(col(LeaseRow.operator) == operator, col(RunRow.detached), current)
+        .where(col(LeaseRow.operator) == operator, col(RunRow.code) != "", current)
     )

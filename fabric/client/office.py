@@ -28,6 +28,9 @@ from fabric.wire.reasons import Reason
 MEASURE_ROUNDS = 3
 """Landmarks, the few best by estimate, and those that are the best now that something is known."""
 
+_NOT_OURS_TO_SAY = frozenset({Reason.OPERATOR_LOST, Reason.GPU_UNHEALTHY})
+"""The control plane takes these from nobody: they make used time the operator's loss."""
+
 _CONNECTABLE = frozenset({LeaseState.GRANTED, LeaseState.OPEN})
 
 
@@ -115,12 +118,14 @@ class Office:
         return Gone(Reason(lease["reason"] or run["reason"] or Reason.OPERATOR_LOST), run["message"])
 
     async def _release(self, held: HeldLease, reason: Reason) -> None:
+        """That an operator is lost is not for a customer to say; that its node does not answer is."""
+        said = Reason.INTERNAL_ERROR if reason in _NOT_OURS_TO_SAY else reason
         try:
-            await self.plane.release(held.id, held.generation, reason)
+            await self.plane.release(held.id, held.generation, said)
         except ServiceError:
             return  # the session's end, or its silence, releases it too
         except Error:
-            pass  # it is over already, for a reason that is the fabric's to state
+            pass  # it is over already
         self.times.end(held.id)
 
 

@@ -89,6 +89,16 @@ def test_the_value_is_that_of_rank_0_and_comes_when_all_ranks_are_done(fabric, a
     assert fabric.audit() == []
 
 
+def test_an_agent_may_fetch_and_store_for_a_gang_whose_process_waits_for_it(fabric, agent):
+    run = submit(fabric, kind="run")["id"]
+    start(agent, run)
+    headers = {"Authorization": f"Bearer {fabric.blobs}"}
+    for blob in (CODE, ARGS):
+        assert fabric.client.get(f"/v1/agent/blobs/{sha(blob)}", headers=headers).content == blob
+    path = f"/v1/agent/blobs/{sha(RESULT)}"
+    assert fabric.client.put(path, content=RESULT, headers=headers, params={"run": run}).status_code == 200
+
+
 def test_the_first_rank_that_fails_ends_all_and_is_named(fabric, agent):
     run = submit(fabric)["id"]
     grants, (_, other) = start(agent, run)

@@ -351,6 +351,8 @@ class SmallFabric:
         return 200, self.endpoints[parts[0]]
 
     def handle_leases(self, _method, parts, content, _query):
+        if content["reason"] in ("operator_lost", "gpu_unhealthy"):
+            return 422, {"type": "/problems/invalid-request", "detail": "that is for the fabric to say"}
         self.leases[parts[0]]["state"] = "CLOSED"
         self.leases[parts[0]]["released"] = content["reason"]
         return 200, {}

@@ -87,6 +87,7 @@ def test_tasks_of_a_lost_lease_go_to_another_as_a_new_attempt(small_fabric):
     assert sorted(fabric.map(lambda x: x, range(50), ordered=False)) == list(range(50))
     assert len(small_fabric.leases) == 2
     assert {attempt for *_, attempt in small_fabric.node(1).ran} == {1, 2}
+    assert small_fabric.leases["lease0"]["released"] == "internal_error", "as far as a customer can say"
 
 
 def test_a_map_sends_nothing_more_to_a_lease_that_leaves_and_gets_another(small_fabric):
