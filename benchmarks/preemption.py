@@ -3,7 +3,7 @@
 A spot run holds the only GPU of a small fabric; an on-demand run is posted for it, and the control plane notes when it
 gave the notice. The spot run's hook notes when it was called, writes its state and stores it; when the on-demand run is
 over, the spot run comes back and notes when it has its state again. All clocks are this machine's. The promised notice
-is shortened to `--notice` seconds, so that a round does not take half a minute: only the on-demand run waits for its end.
+is shortened to `--notice` seconds, so that a round does not take half a minute; only the on-demand run waits for it.
 """
 
 import argparse
