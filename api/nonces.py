@@ -8,7 +8,7 @@ from sqlalchemy import delete, func, select
 from sqlmodel import Session, col
 
 from api.tables import NonceRow, UptimeRow
-from ledger.book import chunks
+from ledger.bulk import among
 from ledger.tables import table_of
 
 KEPT_MS = 86_400_000
@@ -52,11 +52,9 @@ def echoes(session: Session, seqs: Collection[int]) -> dict[int, Echo]:
         .scalar_subquery()
     )
     columns = (_NONCES.c.seq, _NONCES.c.cluster, _NONCES.c.value, _NONCES.c.issued_ms, following)
-    return {
-        seq: Echo(*echo)
-        for chunk in chunks(sorted(seq for seq in seqs if 0 < seq < _BEYOND))
-        for seq, *echo in session.execute(select(*columns).where(_NONCES.c.seq.in_(chunk)))
-    }
+    possible = sorted(seq for seq in seqs if 0 < seq < _BEYOND)
+    rows = session.execute(select(*columns).where(among(_NONCES.c.seq, possible)))
+    return {seq: Echo(*echo) for seq, *echo in rows}
 
 
 def up_since(session: Session, since_ms: int, now_ms: int, life: str) -> int:

@@ -21,8 +21,8 @@ from fabric.wire.link import Ack, RejectReceipt
 from fabric.wire.machines import LeaseState
 from fabric.wire.reasons import Reason
 from fabric.wire.receipts import Receipt, ReceiptKind, SignedReceipt
-from ledger.book import chunks
 from ledger.booking import Charge
+from ledger.bulk import among
 from ledger.epoch import EpochClock
 from ledger.holding import by_pool_and_holder
 from ledger.pricing import reserve_dc_up, top_up
@@ -262,11 +262,8 @@ class Batch:
 
     def _apply(self, leases: Sequence[OpenLease]) -> None:
         """The states that follow, and the holds that are due."""
-        rows = {
-            row.id: row
-            for chunk in chunks([lease.id for lease in leases])
-            for row in self._session.scalars(select(LeaseRow).where(col(LeaseRow.id).in_(chunk)))
-        }
+        named = select(LeaseRow).where(among(col(LeaseRow.id), [lease.id for lease in leases]))
+        rows = {row.id: row for row in self._session.scalars(named)} if leases else {}
         for lease in leases:
             row = rows[lease.id]
             for event, reason in lease.events:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import and_, select, tuple_
 from sqlmodel import Session
 
 from api.acceptance import Chain
@@ -17,7 +16,8 @@ from api.lifecycle import LeaseEvent
 from api.tables import GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, OperatorRow, ReceiptRow, RunRow, TaskRow
 from fabric.wire.machines import LeaseState
 from fabric.wire.receipts import GpuLine, Receipt, RunLine
-from ledger.book import chunks, insert_or_skip
+from ledger.book import chunks
+from ledger.bulk import among, insert_rows, update_rows, upsert_rows
 from ledger.chain.holders import holders_of
 from ledger.holding import Holders
 from ledger.poolbook import stays_of
@@ -134,153 +134,94 @@ def load(session: Session, fabric_id: str, receipts: Sequence[Receipt]) -> dict[
 
 def customers_of(session: Session, runs: Iterable[str]) -> dict[str, str]:
     """Whose each of these runs is; a run that is not known yet is not in the answer."""
-    return {
-        run: customer
-        for chunk in chunks(sorted(runs))
-        for run, customer in session.execute(select(_RUNS.c.id, _RUNS.c.customer).where(_RUNS.c.id.in_(chunk)))
-    }
+    rows = session.execute(select(_RUNS.c.id, _RUNS.c.customer).where(among(_RUNS.c.id, sorted(runs))))
+    return dict(tuple(row) for row in rows)
 
 
 def done_tasks(session: Session, tasks: Iterable[Task]) -> set[Task]:
     """Those of these tasks that have their accepted result."""
-    key = tuple_(_TASKS.c.run, _TASKS.c.task)
-    return {
-        (run, task)
-        for chunk in chunks(sorted(tasks))
-        for run, task in session.execute(select(_TASKS.c.run, _TASKS.c.task).where(key.in_(chunk), _TASKS.c.accepted))
-    }
+    asked = set(tasks)
+    if not asked:
+        return set()
+    same = and_(
+        among(_TASKS.c.run, sorted({run for run, _ in asked})), among(_TASKS.c.task, sorted({n for _, n in asked}))
+    )
+    rows = session.execute(select(_TASKS.c.run, _TASKS.c.task).where(same, _TASKS.c.accepted))
+    return asked.intersection((run, task) for run, task in rows)
 
 
 def write_receipts(session: Session, receipts: list[dict[str, Any]]) -> None:
     """A number that another control plane accepted meanwhile raises: the batch is then judged again."""
-    if receipts:
-        session.execute(insert(_RECEIPTS), receipts)
+    insert_rows(session, _RECEIPTS, receipts)
 
 
 def write_tasks(session: Session, tasks: list[dict[str, Any]]) -> None:
     """A task whose accepted result is there already gets no second one."""
-    if tasks:
-        insert_or_skip(session, _TASKS, tasks)
+    insert_rows(session, _TASKS, tasks, or_skip=True)
 
 
 def write_leases(session: Session, leases: Sequence[OpenLease]) -> None:
     """What this batch metered of leases that advanced."""
-    if not leases:
-        return
-    session.execute(_ADVANCE, [_lease_values(lease) for lease in leases])
-    session.execute(
-        _METER, [_meter_values(lease.id, uuid, meter) for lease in leases for uuid, meter in lease.meters.items()]
-    )
+    update_rows(session, _LEASES, [_lease_values(lease) for lease in leases], key=("id",))
+    meters = [_meter_values(lease.id, uuid, meter) for lease in leases for uuid, meter in lease.meters.items()]
+    update_rows(session, _LEASE_GPUS, meters, key=("lease", "gpu"))
 
 
 def write_runs(session: Session, parts: list[dict[str, Any]]) -> None:
     """Each run's part of its lease; a run that is seen for the first time joined now."""
-    if not parts:
-        return
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(_LEASE_RUNS)
-    changed = {name: statement.excluded[name] for name in ("gpu_ms", "idle_ms", "setup_ms")}
-    session.execute(statement.on_conflict_do_update(index_elements=["lease", "run"], set_=changed), parts)
-
-
-_ADVANCE = (
-    update(_LEASES)
-    .where(_LEASES.c.id == bindparam("lease_id"))
-    .values(
-        {
-            name: bindparam(f"new_{name}")
-            for name in (
-                "last_seq",
-                "last_hash",
-                "lost_at_ms",
-                "billing_nonce_ms",
-                "last_task_end_ms",
-                "charged_dc",
-            )
-        }
-    )
-)
-_METER = (
-    update(_LEASE_GPUS)
-    .where(_LEASE_GPUS.c.lease == bindparam("lease_id"), _LEASE_GPUS.c.gpu == bindparam("gpu_uuid"))
-    .values(
-        {
-            name: bindparam(f"new_{name}")
-            for name in (
-                "billed_ms",
-                "window_ms",
-                "charged_dc",
-                "claimed_ms",
-                "setup_ms",
-                "utilised_ms",
-                "energy_mj",
-            )
-        }
-    )
-)
+    upsert_rows(session, _LEASE_RUNS, parts, key=("lease", "run"), changed=("gpu_ms", "idle_ms", "setup_ms"))
 
 
 def _lease_values(lease: OpenLease) -> dict[str, Any]:
     return {
-        "lease_id": lease.id,
-        "new_last_seq": lease.chain.last_seq,
-        "new_last_hash": lease.chain.last_hash,
-        "new_lost_at_ms": None,
-        "new_billing_nonce_ms": lease.billing_nonce_ms,
-        "new_last_task_end_ms": lease.last_task_end_ms,
-        "new_charged_dc": lease.charged_dc,
+        "id": lease.id,
+        "last_seq": lease.chain.last_seq,
+        "last_hash": lease.chain.last_hash,
+        "lost_at_ms": None,
+        "billing_nonce_ms": lease.billing_nonce_ms,
+        "last_task_end_ms": lease.last_task_end_ms,
+        "charged_dc": lease.charged_dc,
     }
 
 
 def _meter_values(lease: str, uuid: str, meter: Meter) -> dict[str, Any]:
     return {
-        "lease_id": lease,
-        "gpu_uuid": uuid,
-        "new_billed_ms": meter.billed_ms,
-        "new_window_ms": meter.window_ms,
-        "new_charged_dc": meter.charged_dc,
-        "new_claimed_ms": meter.line.gpu_ms,
-        "new_setup_ms": meter.line.setup_ms,
-        "new_utilised_ms": meter.line.utilised_ms,
-        "new_energy_mj": meter.line.energy_mj,
+        "lease": lease,
+        "gpu": uuid,
+        "billed_ms": meter.billed_ms,
+        "window_ms": meter.window_ms,
+        "charged_dc": meter.charged_dc,
+        "claimed_ms": meter.line.gpu_ms,
+        "setup_ms": meter.line.setup_ms,
+        "utilised_ms": meter.line.utilised_ms,
+        "energy_mj": meter.line.energy_mj,
     }
 
 
 def _leases(session: Session, names: Sequence[str]) -> dict[str, Any]:
-    return {
-        row.id: row
-        for chunk in chunks(names)
-        for row in session.execute(
-            select(_LEASES).where(_LEASES.c.id.in_(chunk)).order_by(_LEASES.c.id).with_for_update()
-        )
-    }
+    query = select(_LEASES).where(among(_LEASES.c.id, names)).order_by(_LEASES.c.id).with_for_update()
+    return {row.id: row for row in session.execute(query)}
 
 
 def _meters(session: Session, leases: Sequence[str]) -> defaultdict[str, dict[str, Meter]]:
     found: defaultdict[str, dict[str, Meter]] = defaultdict(dict)
-    for chunk in chunks(leases):
-        rows = session.execute(
-            select(_LEASE_GPUS, _GPUS.c.id.label("gpu_id"), _GPUS.c.model, _GPUS.c.simulated)
-            .join(_GPUS, _GPUS.c.uuid == _LEASE_GPUS.c.gpu)
-            .where(_LEASE_GPUS.c.lease.in_(chunk))
-            .order_by(_LEASE_GPUS.c.lease, _LEASE_GPUS.c.position)
+    rows = session.execute(
+        select(_LEASE_GPUS, _GPUS.c.id.label("gpu_id"), _GPUS.c.model, _GPUS.c.simulated)
+        .join(_GPUS, _GPUS.c.uuid == _LEASE_GPUS.c.gpu)
+        .where(among(_LEASE_GPUS.c.lease, leases))
+        .order_by(_LEASE_GPUS.c.lease, _LEASE_GPUS.c.position)
+    )
+    for row in rows:
+        line = GpuLine(row.gpu, row.share_milli, row.claimed_ms, row.setup_ms, row.utilised_ms, row.energy_mj)
+        found[row.lease][row.gpu] = Meter(
+            row.gpu_id, row.model, row.simulated, line, row.billed_ms, row.window_ms, row.charged_dc
         )
-        for row in rows:
-            line = GpuLine(row.gpu, row.share_milli, row.claimed_ms, row.setup_ms, row.utilised_ms, row.energy_mj)
-            found[row.lease][row.gpu] = Meter(
-                row.gpu_id, row.model, row.simulated, line, row.billed_ms, row.window_ms, row.charged_dc
-            )
     return found
 
 
 def _payouts(session: Session, operators: set[str]) -> dict[str, str]:
-    return {
-        operator: payout
-        for chunk in chunks(sorted(operators))
-        for operator, payout in session.execute(
-            select(_OPERATORS.c.id, _OPERATORS.c.payout).where(_OPERATORS.c.id.in_(chunk))
-        )
-    }
+    query = select(_OPERATORS.c.id, _OPERATORS.c.payout).where(among(_OPERATORS.c.id, sorted(operators)))
+    return dict(tuple(row) for row in session.execute(query))
 
 
 def _chain(fabric_id: str, row: Any, meters: Mapping[str, Meter]) -> Chain:

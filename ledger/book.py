@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Table, func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Table, func, select
 from sqlmodel import Session
 
 from ledger.accounts import Account, AccountKind, Asset
+from ledger.bulk import among, insert_returning, insert_rows
 from ledger.entries import Entry, Posting, check
 from ledger.errors import InsufficientFunds, Overdrawn, SourceConflict
 from ledger.tables import AccountRow, BctPostingRow, DcPostingRow, EntryRow, table_of
@@ -86,26 +86,19 @@ class Book:
         names = {account.name: account for account in accounts}
         found = dict.fromkeys(accounts, 0)
         for asset in {account.asset for account in accounts}:
-            ids = {
-                account_id: names[name]
-                for chunk in chunks([account.name for account in accounts if account.asset is asset])
-                for account_id, name in self._session.execute(
-                    select(ACCOUNT.c.id, ACCOUNT.c.name).where(ACCOUNT.c.name.in_(chunk))
-                )
-            }
+            wanted = [account.name for account in accounts if account.asset is asset]
+            query = select(ACCOUNT.c.id, ACCOUNT.c.name).where(among(ACCOUNT.c.name, wanted))
+            ids = {account_id: names[name] for account_id, name in self._session.execute(query)}
             for account_id, _, balance in self._ends(asset, list(ids)):
                 found[ids[account_id]] = balance
         return found
 
     def find(self, source_ids: Sequence[str]) -> dict[str, int]:
         """Ids of the entries among ``source_ids`` that are booked."""
-        return {
-            source_id: entry_id
-            for chunk in chunks(source_ids)
-            for source_id, entry_id in self._session.execute(
-                select(ENTRY.c.source_id, ENTRY.c.id).where(ENTRY.c.source_id.in_(chunk))
-            )
-        }
+        if not source_ids:
+            return {}
+        query = select(ENTRY.c.source_id, ENTRY.c.id).where(among(ENTRY.c.source_id, source_ids))
+        return dict(tuple(row) for row in self._session.execute(query))
 
     def postings(self, entry_id: int) -> list[Posting]:
         """The postings of one entry, in their order."""
@@ -142,7 +135,7 @@ class Book:
                 line["entry_id"] = entry_id
                 rows[asset].append(line)
         for asset, values in rows.items():
-            self._session.execute(insert(POSTINGS[asset]), values)
+            insert_rows(self._session, POSTINGS[asset], values)
         return ids
 
     def _lines(self, entry: Entry, tails: Tails) -> list[tuple[Asset, dict[str, Any]]]:
@@ -177,7 +170,7 @@ class Book:
             }
             for entry in entries
         ]
-        rows = self._session.execute(insert(ENTRY).returning(ENTRY.c.source_id, ENTRY.c.id), values)
+        rows = insert_returning(self._session, ENTRY, values, ("source_id", "id"))
         return {row.source_id: row.id for row in rows}
 
     def _lock_rows(self, names: Mapping[str, Account]) -> dict[Account, int]:
@@ -188,21 +181,14 @@ class Book:
                 {"name": account.name, "kind": account.kind.value, "owner": account.owner, "sub": account.sub}
                 for account in sorted(missing)
             ]
-            insert_or_skip(self._session, ACCOUNT, values)
+            insert_rows(self._session, ACCOUNT, values, or_skip=True)
             found |= self._select_rows({account.name: account for account in missing})
         return found
 
     def _select_rows(self, names: Mapping[str, Account]) -> dict[Account, int]:
-        return {
-            names[name]: account_id
-            for chunk in chunks(sorted(names))
-            for account_id, name in self._session.execute(
-                select(ACCOUNT.c.id, ACCOUNT.c.name)
-                .where(ACCOUNT.c.name.in_(chunk))
-                .order_by(ACCOUNT.c.id)
-                .with_for_update()
-            )
-        }
+        query = select(ACCOUNT.c.id, ACCOUNT.c.name).where(among(ACCOUNT.c.name, sorted(names)))
+        rows = self._session.execute(query.order_by(ACCOUNT.c.id).with_for_update())
+        return {names[name]: account_id for account_id, name in rows}
 
     def _ends(self, asset: Asset, account_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         """(account, number of postings, balance) of the accounts that have postings."""
@@ -211,12 +197,12 @@ class Book:
         last = (
             select(func.max(inner.c.nth)).where(inner.c.account_id == ACCOUNT.c.id).correlate(ACCOUNT).scalar_subquery()
         )
-        for chunk in chunks(account_ids):
+        if account_ids:
             rows = self._session.execute(
                 select(ACCOUNT.c.id, table.c.nth, table.c.balance)
                 .select_from(ACCOUNT)
                 .join(table, (table.c.account_id == ACCOUNT.c.id) & (table.c.nth == last))
-                .where(ACCOUNT.c.id.in_(chunk))
+                .where(among(ACCOUNT.c.id, account_ids))
             )
             yield from ((account_id, nth, balance) for account_id, nth, balance in rows)
 
@@ -225,12 +211,6 @@ def chunks(items: Sequence[Item], size: int = CHUNK) -> Iterator[Sequence[Item]]
     """Pieces small enough for one statement's parameters."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def insert_or_skip(session: Session, table: Table, values: list[dict[str, Any]]) -> None:
-    """Insert rows, leaving alone those whose unique columns exist already."""
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    session.execute(dialect.insert(table).on_conflict_do_nothing(), values)
 
 
 def _overdrawn(entry: Entry, account: Account, balance: int, needed: int) -> InsufficientFunds | Overdrawn:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import RowMapping, insert, select
+from sqlalchemy import RowMapping, select
 from sqlmodel import Session
 
 from ledger import accounts
-from ledger.book import ENTRY, chunks, insert_or_skip
+from ledger.book import ENTRY
 from ledger.booking import Charge, MeterState
+from ledger.bulk import among, insert_rows
 from ledger.entries import Entry, EntryKind, move
 from ledger.errors import SourceConflict
 from ledger.tables import MeterRow, UsageRow, table_of
@@ -57,7 +58,7 @@ class Meters:
         found = self._find(wanted)
         missing = [usage for key, usage in wanted.items() if key not in found]
         if missing:
-            insert_or_skip(self._session, METER, [_meter_values(usage) for usage in missing])
+            insert_rows(self._session, METER, [_meter_values(usage) for usage in missing], or_skip=True)
             found |= self._find({usage.meter: usage for usage in missing})
         return {key: row["id"] for key, row in found.items()}
 
@@ -84,8 +85,7 @@ class Meters:
     def write(self, charges: Sequence[tuple[Charge, int, int]], *, accepted_ms: int) -> None:
         """Usage rows of (charge, its entry's id, its meter's row id)."""
         values = [_usage_values(charge, entry_id, meter_id, accepted_ms) for charge, entry_id, meter_id in charges]
-        if values:
-            self._session.execute(insert(USAGE), values)
+        insert_rows(self._session, USAGE, values)
 
     def standing_newest_first(self, meter_id: int) -> list[RowMapping]:
         """All usage rows of a meter that were not undone."""
@@ -100,24 +100,20 @@ class Meters:
 
     def booked(self, entry_ids: Sequence[int]) -> dict[int, RowMapping]:
         """Usage rows by the id of their entry."""
-        return {
-            row["entry_id"]: row
-            for chunk in chunks(entry_ids)
-            for row in self._session.execute(
-                select(USAGE, *_meter_columns())
-                .join(METER, METER.c.id == USAGE.c.meter_id)
-                .where(USAGE.c.entry_id.in_(chunk))
-            ).mappings()
-        }
+        if not entry_ids:
+            return {}
+        query = select(USAGE, *_meter_columns()).join(METER, METER.c.id == USAGE.c.meter_id)
+        rows = self._session.execute(query.where(among(USAGE.c.entry_id, entry_ids))).mappings()
+        return {row["entry_id"]: row for row in rows}
 
     def _find(self, wanted: Mapping[MeterKey, Usage]) -> dict[MeterKey, RowMapping]:
         found: dict[MeterKey, RowMapping] = {}
-        for chunk in chunks(sorted({key[0] for key in wanted})):
-            for row in self._session.execute(select(METER).where(METER.c.lease_id.in_(chunk))).mappings():
-                key = (row["lease_id"], row["generation"], row["gpu_id"])
-                if key in wanted:
-                    _expect_fixed(row, wanted[key])
-                    found[key] = row
+        leases = sorted({key[0] for key in wanted})
+        for row in self._session.execute(select(METER).where(among(METER.c.lease_id, leases))).mappings():
+            key = (row["lease_id"], row["generation"], row["gpu_id"])
+            if key in wanted:
+                _expect_fixed(row, wanted[key])
+                found[key] = row
         return found
 
     def _states(self, meter_ids: Sequence[int]) -> dict[int, MeterState]:
@@ -130,13 +126,9 @@ class Meters:
             .scalar_subquery()
         )
         columns = (USAGE.c.meter_id, USAGE.c.seq, USAGE.c.part, USAGE.c.cumulative_gpu_ms, USAGE.c.charged_dc)
-        return {
-            meter_id: MeterState(*state)
-            for chunk in chunks(meter_ids)
-            for meter_id, *state in self._session.execute(
-                select(*columns).select_from(METER).join(USAGE, USAGE.c.entry_id == last).where(METER.c.id.in_(chunk))
-            )
-        }
+        query = select(*columns).select_from(METER).join(USAGE, USAGE.c.entry_id == last)
+        rows = self._session.execute(query.where(among(METER.c.id, meter_ids)))
+        return {meter_id: MeterState(*state) for meter_id, *state in rows}
 
 
 def charge_from(row: RowMapping, source_id: str) -> Charge:

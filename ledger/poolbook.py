@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlmodel import Session
 
-from ledger.book import chunks
+from ledger.bulk import among
 from ledger.errors import PoolTermsRefused
 from ledger.pools import (
     Entrance,
@@ -152,14 +152,13 @@ class PoolBook:
 def stays_of(session: Session, gpu_ids: Collection[str]) -> dict[str, list[Membership]]:
     """The stays of these GPUs, each's oldest first; a GPU that never was in a pool is not in the answer."""
     stays: dict[str, list[Membership]] = {}
-    for chunk in chunks(sorted(gpu_ids)):
-        rows = session.execute(select(MOVE).where(MOVE.c.gpu_id.in_(chunk)).order_by(MOVE.c.gpu_id, MOVE.c.nth))
-        for row in rows:
-            own = stays.setdefault(row.gpu_id, [])
-            if row.enters:
-                own.append(Membership(row.gpu_id, row.pool, row.from_epoch))
-            else:
-                own[-1] = Membership(row.gpu_id, row.pool, own[-1].from_epoch, row.from_epoch)
+    moves = select(MOVE).where(among(MOVE.c.gpu_id, gpu_ids)).order_by(MOVE.c.gpu_id, MOVE.c.nth)
+    for row in session.execute(moves):
+        own = stays.setdefault(row.gpu_id, [])
+        if row.enters:
+            own.append(Membership(row.gpu_id, row.pool, row.from_epoch))
+        else:
+            own[-1] = Membership(row.gpu_id, row.pool, own[-1].from_epoch, row.from_epoch)
     return stays
 
 

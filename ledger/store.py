@@ -15,8 +15,9 @@ from fabric.wire.clock import Clock
 from ledger import accounts, booking
 from ledger.accounts import AccountKind, Asset
 from ledger.allocate import EpochAllocation
-from ledger.book import ACCOUNT, ENTRY, POSTINGS, Book, Tails, chunks
+from ledger.book import ACCOUNT, ENTRY, POSTINGS, Book, Tails
 from ledger.booking import Charge, MeterState, Undo
+from ledger.bulk import among
 from ledger.closing import Closing, EpochTerms
 from ledger.entries import Entry, EntryKind, move, reversal
 from ledger.errors import NoHold, SourceConflict, UsageIsFinal, UsageTooLate
@@ -373,12 +374,11 @@ class Ledger:
         return {charged.entry.source_id: charged for charged in charges}
 
     def _expect_open_holds(self, usages: Sequence[Usage]) -> None:
-        held: dict[str, str] = {}
-        for chunk in chunks(sorted({usage.lease_id for usage in usages})):
-            rows = self._session.execute(
-                select(HOLD.c.lease_id, HOLD.c.customer).where(HOLD.c.lease_id.in_(chunk), HOLD.c.closed_ms.is_(None))
-            )
-            held |= {row.lease_id: row.customer for row in rows}
+        leases = sorted({usage.lease_id for usage in usages})
+        rows = self._session.execute(
+            select(HOLD.c.lease_id, HOLD.c.customer).where(among(HOLD.c.lease_id, leases), HOLD.c.closed_ms.is_(None))
+        )
+        held = {row.lease_id: row.customer for row in rows}
         for usage in usages:
             if held.get(usage.lease_id) != usage.customer:
                 raise NoHold(

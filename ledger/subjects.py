@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Select, func, or_, select
 from sqlmodel import Session
 
-from ledger.book import chunks
+from ledger.bulk import among
 from ledger.chain.holders import OWNER, holders_of
 from ledger.closing import REWARD
 from ledger.epoch import EpochClock
@@ -170,13 +170,8 @@ def _spans(stays: Iterable[Membership], epochs: EpochClock) -> list[Span]:
 
 def _first_seen(session: Session, gpu_ids: Collection[str]) -> dict[str, int]:
     columns = (UPTIME.c.gpu_id, func.min(UPTIME.c.from_ms))
-    return {
-        gpu_id: since
-        for chunk in chunks(sorted(gpu_ids))
-        for gpu_id, since in session.execute(
-            select(*columns).where(UPTIME.c.gpu_id.in_(chunk)).group_by(UPTIME.c.gpu_id)
-        )
-    }
+    query = select(*columns).where(among(UPTIME.c.gpu_id, gpu_ids)).group_by(UPTIME.c.gpu_id)
+    return dict(tuple(row) for row in session.execute(query))
 
 
 def _stretches() -> Select:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sqlalchemy import func, insert, or_, select, update
 from sqlmodel import Session
 
-from ledger.book import chunks
+from ledger.bulk import among
 from ledger.pool_tables import GpuUptimeRow, UptimeMarkRow
 from ledger.tables import table_of
 
@@ -65,10 +65,9 @@ class Uptime:
             for row in self._session.execute(select(UPTIME).where(UPTIME.c.until_ms.is_(None)))
         }
         over = [gpu_id for gpu_id, was in known.items() if ends_ms == mark or there.get(gpu_id) != was]
-        for chunk in chunks(sorted(over)):
-            self._session.execute(
-                update(UPTIME).where(UPTIME.c.gpu_id.in_(chunk), UPTIME.c.until_ms.is_(None)).values(until_ms=ends_ms)
-            )
+        if over:
+            ending = update(UPTIME).where(among(UPTIME.c.gpu_id, over), UPTIME.c.until_ms.is_(None))
+            self._session.execute(ending.values(until_ms=ends_ms))
         begun = sorted(there.keys() - (known.keys() - set(over)))
         if begun:
             values = [
@@ -89,11 +88,7 @@ class Uptime:
         rows = (
             self._session.execute(wanted).all()
             if gpu_ids is None
-            else [
-                row
-                for chunk in chunks(sorted(gpu_ids))
-                for row in self._session.execute(wanted.where(UPTIME.c.gpu_id.in_(chunk)))
-            ]
+            else self._session.execute(wanted.where(among(UPTIME.c.gpu_id, gpu_ids))).all()
         )
         cut = (
             Stretch(

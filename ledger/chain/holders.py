@@ -6,7 +6,7 @@ from collections.abc import Collection
 from sqlalchemy import select
 from sqlmodel import Session
 
-from ledger.book import chunks
+from ledger.bulk import among
 from ledger.chain.index import Index
 from ledger.chain.tables import CursorRow, OwnerRow
 from ledger.holding import Holders
@@ -28,12 +28,11 @@ def holders_of(session: Session, gpu_ids: Collection[str], through: int | None =
     """
     final = select(CURSOR.c.final_number).scalar_subquery() if through is None else through
     found: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
-    for chunk in chunks(sorted(gpu_ids)):
-        rows = session.execute(
-            select(OWNER.c.gpu_id, OWNER.c.from_ms, OWNER.c.holder)
-            .where(OWNER.c.gpu_id.in_(chunk), OWNER.c.block_number <= final)
-            .order_by(OWNER.c.block_number, OWNER.c.log_index)
-        )
-        for gpu_id, from_ms, holder in rows:
-            found[gpu_id].append((from_ms, holder))
+    rows = session.execute(
+        select(OWNER.c.gpu_id, OWNER.c.from_ms, OWNER.c.holder)
+        .where(among(OWNER.c.gpu_id, gpu_ids), OWNER.c.block_number <= final)
+        .order_by(OWNER.c.block_number, OWNER.c.log_index)
+    )
+    for gpu_id, from_ms, holder in rows:
+        found[gpu_id].append((from_ms, holder))
     return dict(found)
