@@ -229,3 +229,9 @@ def test_a_wallet_linked_while_its_deposit_becomes_final_is_credited_once(chaine
     with Session(chained) as session:
         for number in numbers:
             assert Book(session).balance(accounts.available(f"customer-{number}")) == 5
+
+
+def test_rows_and_keys_in_bulk_are_what_they_are_on_sqlite(engine, bulk_table, bulk_check):
+    with engine.connect() as connection, Session(connection) as session:
+        bulk_table.metadata.create_all(connection)
+        bulk_check(session)
