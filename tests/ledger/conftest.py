@@ -126,7 +126,7 @@ def bulk_check(bulk_table: Table) -> Callable[[Session], None]:
         assert found == {"a": (7, None), "b": (20, None), "c": (30, ""), "d": (2**62, ""), "e": (50, "new")}
         names = select(table.c.name)
         assert set(session.execute(names.where(among(table.c.name, ["a", odd, "zz"]))).scalars()) == {"a", odd}
-        assert set(session.execute(names.where(among(table.c.size, [20, 2**62]))).scalars()) == {"b", "c", "d"}
+        assert set(session.execute(names.where(among(table.c.size, [20, 2**62]))).scalars()) == {"b", "d"}
         for column in (table.c.name, table.c.size):
             assert session.execute(names.where(among(column, []))).all() == []
         assert set(session.execute(names.where(~among(table.c.name, ["a", "b", "c"]))).scalars()) == {"d", "e", odd}
