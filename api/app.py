@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 
 from api import bootstrap, conduct, errors, ledger_jobs, rounds, sweeps
 from api.agents import Agents
+from api.following import Following
 from api.ingest import Ingest
 from api.limits import BodyLimit
 from api.listening import Listener
@@ -34,6 +35,7 @@ from api.routes import (
     relay,
     runs,
     sessions,
+    streams,
 )
 from api.routes import chain as chain_route
 from api.routes import checkpoints as checkpoints_route
@@ -59,6 +61,7 @@ _ROUTES = (
     inventory,
     enrol,
     investors,
+    streams,
     ledger,
     chain_route,
     checkpoints_route,
@@ -107,6 +110,7 @@ def create_app(
     app.state.plane = plane
     app.state.ingest = Ingest(Metering(plane))
     app.state.agents = Agents(plane, app.state.ingest)
+    app.state.following = Following()
     app.state.relay = Relay(plane, app.state.agents)
     errors.install(app)
     app.middleware("http")(_measure)

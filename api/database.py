@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlmodel import Session
 
+from api.database_faults import fault
 from ledger.database import open_engine
 
 CHANNEL = "fabric_topics"
@@ -96,13 +97,21 @@ class Database:
                 if self.is_sqlite:
                     found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
                     if found != "ok":
-                        raise DatabaseUnusable(f"the database {self.url} is damaged: {found}; restore it from a copy")
+                        raise DatabaseUnusable(f"the database {self.name} is damaged: {found}; restore it from a copy")
                 else:
                     connection.execute(text("SELECT 1"))
         except DatabaseError as error:
-            raise DatabaseUnusable(
-                f"{self.url} cannot be opened as a database: {error.orig}; move the file away or restore it from a copy"
-            ) from None
+            raise self.unusable(error) from None
+
+    def unusable(self, error: DBAPIError) -> DatabaseUnusable:
+        """The refusal to start with such a database."""
+        says = fault(error) or f"cannot be used: {error.orig}"
+        return DatabaseUnusable(f"the database {self.name} {says}")
+
+    @property
+    def name(self) -> str:
+        """The URL without its password."""
+        return make_url(self.url).render_as_string(hide_password=True)
 
     def close(self) -> None:
         self.writer.dispose()

@@ -15,8 +15,10 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
+from api.database_faults import fault
 from fabric.placement.grammar import GrammarError
 from fabric.placement.request import RequestError
 from fabric.wire.errors import (
@@ -119,6 +121,7 @@ def install(app: FastAPI) -> None:
     """Answer every error of this application with a problem document."""
     for cls in (Error, GrammarError, RequestError, LedgerError, IllegalTransition):
         app.add_exception_handler(cls, _domain)
+    app.add_exception_handler(DBAPIError, _database)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
@@ -147,6 +150,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 async def _domain(_request: Request, error: Exception) -> JSONResponse:
     return answer(error)
+
+
+async def _database(request: Request, error: Exception) -> JSONResponse:
+    """The database itself failed: whoever runs it must look, and whoever asks may ask again."""
+    assert isinstance(error, DBAPIError)
+    says = fault(error)
+    if says is None:
+        return await _unexpected(request, error)
+    _log.error("the database failed", says=says, error=str(error.orig))
+    detail = f"the control plane's database {says}; nothing was changed, ask again then"
+    return problem(503, ServiceError.code, detail, {"retryable": True})
 
 
 async def _validation(request: Request, error: Exception) -> JSONResponse:

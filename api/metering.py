@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import structlog
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col
 
+from api.database_faults import fault
 from api.plane import Plane
 from api.receipt_batch import Batch, Verified, refusal
 from api.tables import SessionKeyRow
@@ -89,7 +91,9 @@ class Metering:
             return []
         try:
             return self._transact(verified)
-        except Exception:  # noqa: BLE001 - the outermost loop of a batch: halved until the bad lease stands alone
+        except Exception as error:
+            if isinstance(error, DBAPIError) and fault(error) is not None:
+                raise  # no lease is at fault: nothing is acknowledged, agents send again
             leases = {one.receipt.lease for _, one in verified}
             _log.exception("a batch of receipts failed", leases=len(leases))
             if len(leases) == 1:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from nacl.signing import SigningKey
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from api import keys
 from api.blobs import Blobs
 from api.database import Database, DatabaseUnusable
+from api.database_faults import fault
 from api.distances import Distances
 from api.fleets import Fleets
 from api.logs import Logs
@@ -90,6 +92,9 @@ def build(settings: Settings, clock: Clock, chain_settings: ChainSettings | None
         steady, facts = _begin(database, clock, life, settings, chain)
         if database.shared:
             token_key = _shared_key(database, token_key)
+    except DBAPIError as error:
+        database.close()
+        raise (error if fault(error) is None else database.unusable(error)) from None
     except BaseException:
         database.close()
         raise

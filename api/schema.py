@@ -11,20 +11,27 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from api.database import Database, DatabaseUnusable
+from api.database_faults import fault
 
 
 def migrate(database: Database) -> None:
     """Create or upgrade the tables.
 
     Raises:
-        DatabaseUnusable: the schema is of a newer version of this program.
+        DatabaseUnusable: the schema is of a newer version of this program, or the database cannot be written.
     """
-    with database.writer.begin() as connection:
-        config = _config(connection)
-        _refuse_newer(config, connection, database.url)
-        command.upgrade(config, "head")
+    try:
+        with database.writer.begin() as connection:
+            config = _config(connection)
+            _refuse_newer(config, connection, database.name)
+            command.upgrade(config, "head")
+    except DBAPIError as error:
+        if fault(error) is None:
+            raise
+        raise database.unusable(error) from None
 
 
 def _config(connection: Connection) -> Config:

@@ -145,7 +145,7 @@ def _names(table: Table, rows: Sequence[Values]) -> list[str]:
 def _defaults(table: Table, row: Values) -> dict[str, Any]:
     """What SQLAlchemy would fill in."""
     return {
-        column.name: column.default.arg
+        column.name: getattr(column.default, "arg", None)
         for column in table.columns
         if column.name not in row and column.default is not None and column.default.is_scalar
     }

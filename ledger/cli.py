@@ -8,15 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ledger import investor_cli
 from ledger.epoch import Verdict, not_carried, read_file, verify_file
+from ledger.printing import Csv, Json, Name, Url, print_table
 from ledger.published import fetch, get
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Csv = Annotated[bool, typer.Option("--csv", help="Print CSV: amounts as integers of the smallest unit.")]
-Url = Annotated[str, typer.Option("--url", envvar="FABRIC_URL", help="The control plane; default: this machine's.")]
-Name = Annotated[str, typer.Argument(metavar="ID")]
+app.add_typer(investor_cli.app)
 
 _GPU_COLUMNS = ("epoch", "gpu", "holder", "pool", "operator", "gpu_ms", "dc", "wei")
 _SHOWN = ("price_source", "price_usd_e18", "settlement", "stake_bps")
@@ -65,7 +63,7 @@ def epochs(*, as_json: Json = False, url: Url = "") -> None:
         _print_json(found)
         return
     rows = [(str(e["n"]), e["burned_usd"], f"{e['paid_bct']} BCT", e["settlement"]) for e in found["epochs"]]
-    _print_table(("EPOCH", "BURNED", "PAID", "SETTLEMENT"), rows)
+    print_table(("EPOCH", "BURNED", "PAID", "SETTLEMENT"), rows)
     print(f"epoch {found['current']['n']} is running")
 
 
@@ -159,7 +157,7 @@ def _print_epoch(found: Mapping[str, Any]) -> None:
     print(f"price {found['price_usd_e18']} / 10^18 USD per BCT ({found['price_source']})")
     print(f"payout root {found['payout_root']}\nusage root  {found['usage_root']}\nfile        {found['file_hash']}")
     rows = [(line["gpu"], str(line["gpu_ms"]), line["usd"], str(line["payers"])) for line in found["usage"]]
-    _print_table(("GPU", "GPU-MS", "USED", "PAYERS"), rows)
+    print_table(("GPU", "GPU-MS", "USED", "PAYERS"), rows)
 
 
 def _print_verdict(verdict: Verdict, faults: Sequence[str], state: str, *, as_json: bool) -> None:
@@ -176,7 +174,7 @@ def _print_verdict(verdict: Verdict, faults: Sequence[str], state: str, *, as_js
 
 def _print_flow(lines: Iterable[Mapping[str, Any]]) -> None:
     rows = [(str(line["epoch"]), line["gpu"][:10], line["usd"], f"{line['bct']} BCT", line["holder"]) for line in lines]
-    _print_table(("EPOCH", "GPU", "USED", "EARNED", "HOLDER"), rows)
+    print_table(("EPOCH", "GPU", "USED", "EARNED", "HOLDER"), rows)
 
 
 def _print_json(value: Any) -> None:
@@ -187,9 +185,3 @@ def _print_csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> No
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([[line[column] for column in columns] for line in lines])
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
-    for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -183,6 +183,20 @@ def epochs(session: Session, *, before: int | None = None, limit: int = 100) -> 
     return Page(tuple(EpochView(*row) for row in rows), cursor)
 
 
+def entries_since(session: Session, after: int, *, customer: str, limit: int = 100) -> list[EntryView]:
+    """A customer's entries behind a number, oldest first."""
+    wanted = select(ENTRY).where(ENTRY.c.customer == customer, ENTRY.c.id > after).order_by(ENTRY.c.id)
+    rows = session.execute(wanted.limit(limit)).all()
+    postings = _postings(session, [row.id for row in rows])
+    return [_entry_view(row, postings.get(row.id, [])) for row in rows]
+
+
+def epochs_since(session: Session, after: int, *, limit: int = 100) -> list[EpochView]:
+    """Closed epochs behind a number, oldest first."""
+    wanted = select(EPOCH).where(EPOCH.c.n > after).order_by(EPOCH.c.n).limit(limit)
+    return [EpochView(*row) for row in session.execute(wanted)]
+
+
 def epoch(session: Session, n: int) -> EpochView | None:
     row = session.execute(select(EPOCH).where(EPOCH.c.n == n)).one_or_none()
     return None if row is None else EpochView(*row)

@@ -2,11 +2,16 @@
 
 import csv
 import io
+import json
+import socket
 import sys
+import threading
 
 import pytest
+import uvicorn
 from pyarrow import parquet
 from scripted import H100_PRICE, L4_PRICE, PAYOUT, Agent, Fabric, TestClient, bootstrap_file, gpu, nodes
+from typer.testing import CliRunner
 
 from api.app import create_app
 from api.settings import Settings
@@ -14,6 +19,8 @@ from api.tabular import Format, accepted
 from fabric.wire import link
 from fabric.wire.clock import ManualClock
 from fabric.wire.receipts import ReceiptKind
+from ledger import investor_cli
+from ledger.cli import app
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +254,31 @@ def test_forms_and_windows_that_do_not_exist_are_refused(used, monkeypatch):
 )
 def test_the_form_that_is_liked_best_is_taken(header, form):
     assert accepted(header) == form
+
+
+def test_the_commands_print_all_pages(used, monkeypatch):
+    """Over a real socket, a page of three rows at a time."""
+    monkeypatch.setattr(investor_cli, "_PAGE", 3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(used.app, log_config=None, lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+            def said(*arguments: str) -> str:
+                result = CliRunner().invoke(app, [*arguments, "--url", url], catch_exceptions=False)
+                assert result.exit_code == 0, result.output
+                return result.output
+
+            gpu_id = used_gpu(used)
+            rows = list(csv.DictReader(io.StringIO(said("usage", gpu_id, "--csv"))))
+            assert rows == list(csv.DictReader(io.StringIO(get(used, f"gpus/{gpu_id}/usage?format=csv").text)))
+            assert len(rows) == 11
+            assert len(json.loads(said("utilisation", "operator", "op-1", "--json"))["lines"]) == 3
+            assert "3 GPUs" in said("uptime", "pool", "op-1")
+            assert str(H100_PRICE) in said("prices", "gpu", gpu_id)
+            assert "of the cost in a year" in said("yield", "holder", PAYOUT, "--cost-usd", "10")
+        finally:
+            server.should_exit = True
+            thread.join()
