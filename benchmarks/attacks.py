@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from api.acceptance import billable_ms, window_ms
+from fabric.wire.merkle import root
 from fabric.wire.receipts import ReceiptKind
-from ledger.allocate import EpochInput, GpuUsage, allocate
+from ledger.allocate import EpochInput, GpuUsage, allocate, payout_leaves
 from ledger.emission import DEFAULT_SCHEDULE, value_wei_down
 from ledger.leaves import gpu_id_hex
 from ledger.money import mul_div_down
@@ -38,13 +39,14 @@ class Profit:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """`who` tries `what`; `rule` closes it; `profit` computes both sides."""
+    """`who` tries `what`; `rule` closes it; `profit` computes both sides; `test`, as pytest names it, tries it out."""
 
     name: str
     who: str
     what: str
     rule: str
     profit: Callable[[], Profit]
+    test: str
 
 
 def wash_trading() -> Profit:
@@ -137,6 +139,27 @@ def stale_oracle() -> Profit:
     return Profit(stale - worth, lower - worth)
 
 
+def lying_reporter() -> Profit:
+    """One of three reporters says ten times the price while it buys DC with its own BCT: by the mean, by the median."""
+    burned_wei, honest, lie = 10_000 * WEI, [PRICE_E18, PRICE_E18], 10 * PRICE_E18
+    reports = [*honest, lie]
+    worth = mul_div_down(burned_wei, PRICE_E18 * DC_PER_USD, WEI * USD_E18)
+    mean, median = sum(reports) // len(reports), sorted(reports)[len(reports) // 2]
+    by_mean, by_median = (mul_div_down(burned_wei, price * DC_PER_USD, WEI * USD_E18) for price in (mean, median))
+    return Profit(by_mean - worth, by_median - worth)
+
+
+def lying_settler() -> Profit:
+    """Whoever settles posts a root that pays everything to itself: taken at its word, or recomputed from the file by
+    anybody, disputed within the window and dropped.
+    """
+    honest = allocate(_epoch([UsageLine(gpu_id_hex("h"), OWNER, "rest", "op", DAY_MS, HONEST_DC)]))
+    forged = [payout._replace(holder=SNIPER) for payout in honest.payouts]
+    taken = _dc_of(sum(payout.wei for payout in forged))
+    is_seen = root(payout_leaves(forged)) != honest.payout_root
+    return Profit(taken, 0 if is_seen else taken)
+
+
 ATTACKS = (
     Attack(
         "wash_trading",
@@ -144,9 +167,15 @@ ATTACKS = (
         "rents its own GPUs for the emission",
         "pay bound: at most the value burned",
         wash_trading,
+        "tests/ledger/test_allocate.py::test_who_buys_from_oneself_gets_back_less_than_was_burned",
     ),
     Attack(
-        "over_claiming", "operator", "claims a day for an hour", "billed ≤ the control plane's window", over_claiming
+        "over_claiming",
+        "operator",
+        "claims a day for an hour",
+        "billed ≤ the control plane's window",
+        over_claiming,
+        "tests/api/test_metering.py::test_the_claim_is_billed_up_to_the_window",
     ),
     Attack(
         "vanished_client",
@@ -154,6 +183,7 @@ ATTACKS = (
         "keeps a lease whose client is gone",
         "silence of 3 minutes releases",
         vanished_client,
+        "tests/api/test_agents.py::test_a_customer_silent_for_three_minutes_is_released",
     ),
     Attack(
         "sub_second_leases",
@@ -161,9 +191,15 @@ ATTACKS = (
         "lives on leases below a second",
         "at least 1 s per lease and GPU",
         sub_second_leases,
+        "tests/api/test_metering.py::test_a_lease_that_was_open_costs_a_second_at_least_and_an_unopened_one_nothing",
     ),
     Attack(
-        "work_before_open", "customer", "computes while the environment is built", "setup is billed", work_before_open
+        "work_before_open",
+        "customer",
+        "computes while the environment is built",
+        "setup is billed",
+        work_before_open,
+        "tests/fabric/agent/test_envs.py::test_the_installation_is_the_receipts_setup_and_nothing_of_it_is_idle",
     ),
     Attack(
         "provoked_fault",
@@ -171,6 +207,7 @@ ATTACKS = (
         "crashes its own work before the end",
         "any end while the node lives is billed",
         provoked_fault,
+        "tests/api/test_metering.py::test_a_crash_of_the_childs_sandbox_is_billed_and_a_sick_gpu_is_not",
     ),
     Attack(
         "work_by_dispute",
@@ -178,6 +215,7 @@ ATTACKS = (
         "disputes the measured time",
         "a customer's report moves no money",
         work_by_dispute,
+        "tests/api/test_conduct.py::test_no_report_moves_money",
     ),
     Attack(
         "idle_farm",
@@ -185,6 +223,7 @@ ATTACKS = (
         "offers GPUs that nobody can want",
         "available only at ≤ the price ceiling",
         idle_farm,
+        "tests/ledger/test_uptime.py::test_time_is_available_when_priced_verified_a_members_and_no_lease_was_let_down",
     ),
     Attack(
         "join_sniping",
@@ -192,9 +231,15 @@ ATTACKS = (
         "joins for the last minute",
         "membership counts from a later epoch on",
         join_sniping,
+        "tests/ledger/test_pools.py::test_a_new_pool_and_a_new_member_count_from_the_next_epoch",
     ),
     Attack(
-        "dead_slot", "operator", "sells a slot and unplugs the GPU", "a slot becomes usage over its time", dead_slot
+        "dead_slot",
+        "operator",
+        "sells a slot and unplugs the GPU",
+        "a slot becomes usage over its time",
+        dead_slot,
+        "tests/api/test_slots.py::test_what_was_not_delivered_goes_back",
     ),
     Attack(
         "stale_oracle",
@@ -202,6 +247,23 @@ ATTACKS = (
         "buys DC at yesterday's price",
         "the lower of price and average; halt when stale",
         stale_oracle,
+        "tests/ledger/contracts/test_data_credits.py::test_dc_are_minted_at_the_lower_of_price_and_average",
+    ),
+    Attack(
+        "lying_reporter",
+        "reporter",
+        "reports ten times the price and buys DC",
+        "the median of a quorum; a step beyond the bound halts",
+        lying_reporter,
+        "tests/ledger/contracts/test_price_oracle.py::test_one_liar_among_three_moves_nothing",
+    ),
+    Attack(
+        "lying_settler",
+        "settler",
+        "posts a root that pays itself",
+        "roots follow from the epoch file; a dispute drops them",
+        lying_settler,
+        "tests/ledger/contracts/test_settlement.py::test_an_upheld_dispute_returns_the_bond",
     ),
 )
 

@@ -16,21 +16,29 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel import Session, select
 from starlette.testclient import WebSocketDenialResponse
+from test_slots import WALLET, issue, money
 
-from api import keys
+from api import conduct, keys
 from api.app import create_app
 from api.database import say
+from api.enrolment_tables import OperatorWalletRow
 from api.listening import Listener
 from api.plane import Plane, build
+from api.reputation import DayFacts, score
 from api.settings import Settings
 from api.tables import FactRow, GpuRow
 from fabric.wire.clock import ManualClock
-from ledger.errors import InsufficientFunds
+from ledger.errors import InsufficientFunds, PoolTermsRefused
+from ledger.leaves import gpu_id_hex
+from ledger.poolbook import PoolBook, Signed
+from ledger.pools import Entrance
+from ledger.split import PoolTerms
 
 pytest.importorskip("psycopg", reason="needs the PostgreSQL driver")
 pytestmark = pytest.mark.postgres
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
+GPU_POOLED = gpu_id_hex("GPU-pooled")
 CONFLICT = text("DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$")
 
 
@@ -225,3 +233,82 @@ def test_a_route_names_the_control_plane_whose_relay_leads_to_the_agent(url, tmp
             pass
         assert denied.value.status_code == 503
         assert "not connected to this control plane" in denied.value.text
+
+
+TERMS = PoolTerms(0, 0, 10_000)
+
+
+def test_a_gpu_that_two_control_planes_let_join_is_in_one_pool_and_leaves_it_once(planes):
+    signed = Signed("0x" + "11" * 20, b"s", 0)
+    with planes[0].database.write() as session:
+        for name in ("red", "blue"):
+            PoolBook(session, planes[0].pool_rules).found(name, TERMS, Entrance.OPEN, now_epoch=0, signed=signed)
+
+    def book(number: int, act: str) -> bool:
+        plane = planes[number % 2]
+        try:
+            with plane.database.write() as session:
+                pools = PoolBook(session, plane.pool_rules)
+                if act == "join":
+                    pools.join(("red", "blue")[number % 2], GPU_POOLED, now_epoch=1, signed=signed)
+                else:
+                    pools.kick(GPU_POOLED, 4_999, now_epoch=2, signed=signed)
+        except PoolTermsRefused:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(lambda n: book(n, "join"), range(16))) == 1
+        assert all(pool.map(lambda n: book(n, "kick"), range(16)))
+    with planes[1].database.read() as session:
+        [stay] = PoolBook(session, planes[1].pool_rules).stays(GPU_POOLED)
+    assert (stay.from_epoch, stay.until_epoch) == (2, 3 + planes[0].pool_rules.exit_delay_epochs)
+
+
+def test_a_slot_that_many_buy_at_two_control_planes_is_sold_once_and_paid_once(url, tmp_path):
+    clock = ManualClock()
+    settings = Settings(
+        state_dir=tmp_path / "shared",
+        database_url=url,
+        bootstrap=bootstrap_file(tmp_path),
+        allow_simulated=True,
+        public_url="http://x",
+    )
+    apps = [create_app(settings, clock, tick_s=None) for _ in range(2)]
+    with contextlib.ExitStack() as resources:
+        clients = [resources.enter_context(TestClient(app)) for app in apps]
+        brokers = [
+            resources.enter_context(Fabric(app, client, clock)) for app, client in zip(apps, clients, strict=True)
+        ]
+        agent = Agent(brokers[0], cluster="slotted", nodes=nodes(gpu(901)))
+        agent.connect()
+        with brokers[0].plane.database.write() as session:
+            session.merge(OperatorWalletRow(operator="op-1", wallet=WALLET.address))
+        for _ in range(2):
+            agent.beat(1000)
+        slot = issue(brokers[0], gpu=gpu_id_hex("GPU-901"))
+        before = {who: sum(money(brokers[0], who)) for who in ("alice", "bob")}
+
+        def buy(number: int) -> int:
+            who = ("alice", "bob")[number // 2 % 2]
+            headers = {"Authorization": f"Bearer key-{who}"}
+            return brokers[number % 2].client.post(f"/v1/slots/{slot['id']}/buy", headers=headers).status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(buy, range(16)))
+        assert sorted(set(answers)) == [200, 409]
+        assert answers.count(200) == 8, "the buyer's repeats are answered as the first"
+        held = {who: money(brokers[1], who)[1] for who in ("alice", "bob")}
+        assert int(slot["price_dc"]) in (held["alice"], held["bob"]) or sum(held.values()) >= int(slot["price_dc"])
+        assert {who: sum(money(brokers[1], who)) for who in before} == before, "a sale sets money aside, and no more"
+
+
+def test_reputations_are_made_of_the_same_facts_here(planes, url, tmp_path):
+    settings = Settings(
+        state_dir=tmp_path / "named", database_url=url, bootstrap=bootstrap_file(tmp_path), allow_simulated=True
+    )
+    app = create_app(settings, ManualClock(), tick_s=None)
+    with TestClient(app) as client, Fabric(app, client, app.state.plane.clock) as here:
+        conduct.sweep(app.state.plane)
+        answer = here.call("GET", "/v1/operators/op-2/reputation")
+    assert answer["reputation"] == score([DayFacts(**day) for day in answer["days"]], answer["today"]).value

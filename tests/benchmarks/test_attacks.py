@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,16 @@ def test_an_epoch_close_is_measured_with_all_its_parts():
     figures = measure(200, verify=True)
     assert figures["gpus"] == 200
     assert {"seconds", "peak_mib", "verify_s"} <= figures.keys()
+
+
+NAMED = re.findall(r"`((?:api|ledger|fabric)/[\w/]+\.py)::(\w+)`", PAGE)
+
+
+def test_the_attack_book_names_a_test_for_every_attack():
+    assert {f"tests/{path}::{name}" for path, name in NAMED} >= {attack.test for attack in ATTACKS}
+
+
+@pytest.mark.parametrize(("path", "name"), NAMED)
+def test_every_test_that_the_attack_book_names_is_there(path, name):
+    text = (Path(__file__).parents[1] / path).read_text()
+    assert re.search(rf"^\s*(async )?def {name}\(", text, re.MULTILINE)
