@@ -19,21 +19,39 @@ from sqlmodel import Session, col
 
 from api.database import Database
 from api.errors import NotFound, PayloadTooLarge
-from api.tables import BlobRow
+from api.tables import BlobRow, LeaseRow
 from fabric.wire.clock import Clock
 from fabric.wire.errors import InvalidRequest
 
 KEPT_MS = 7 * 86_400_000
 
 
+@dataclass(frozen=True, slots=True)
+class Large:
+    """The quota of who has paid for so much use, in DC."""
+
+    quota_bytes: int
+    after_dc: int
+
+
 class Blobs:
     """Blobs of all customers below one folder."""
 
-    def __init__(self, folder: Path, database: Database, clock: Clock, *, quota_bytes: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        database: Database,
+        clock: Clock,
+        *,
+        quota_bytes: int,
+        max_bytes: int,
+        large: "Large | None" = None,
+    ) -> None:
         self._folder = folder
         self._database = database
         self._clock = clock
         self._quota = quota_bytes
+        self._large = large
         self._max = max_bytes
         self._arriving: Counter[str] = Counter()
         (folder / "incoming").mkdir(parents=True, exist_ok=True)
@@ -50,7 +68,9 @@ class Blobs:
             InvalidRequest: the bytes have another digest.
             PayloadTooLarge: beyond the largest size or the customer's quota.
         """
-        arrival = _Arrival(self._arriving, customer, await to_thread.run_sync(self._room, customer, sha256))
+        arrival = _Arrival(
+            self._arriving, customer, await to_thread.run_sync(self._room, customer, sha256, announced_bytes)
+        )
         arrival.expect(announced_bytes, self._max)
         handle, name = tempfile.mkstemp(dir=self._folder / "incoming")
         try:
@@ -88,11 +108,19 @@ class Blobs:
                 session.delete(row)
         return len(due)
 
-    def _room(self, customer: str, sha256: str) -> "_Room":
+    def _room(self, customer: str, sha256: str, announced_bytes: int) -> "_Room":
         with self._database.read() as session:
             used = self._used(session, customer)
             known = session.get(BlobRow, (customer, sha256)) is not None
-        return _Room(used, self._quota, renewed=known)
+            wanted = used + self._arriving[customer] + (announced_bytes or self._max)
+            return _Room(used, self._quota_for(session, customer, wanted), renewed=known)
+
+    def _quota_for(self, session: Session, customer: str, wanted_bytes: int) -> int:
+        """The large one only where it matters: it takes a sum over the customer's leases."""
+        if self._large is None or wanted_bytes <= self._quota:
+            return self._quota
+        spent = select(func.coalesce(func.sum(LeaseRow.charged_dc), 0)).where(col(LeaseRow.customer) == customer)
+        return self._large.quota_bytes if (session.scalar(spent) or 0) >= self._large.after_dc else self._quota
 
     async def _receive(self, file: Any, sha256: str, chunks: AsyncIterator[bytes], arrival: "_Arrival") -> int:
         digest, size = hashlib.sha256(), 0
@@ -128,8 +156,9 @@ class Blobs:
 
     def _check_quota(self, session: Session, customer: str, size: int) -> None:
         used = self._used(session, customer)
-        if used + size > self._quota:
-            raise _beyond_quota(used, size, self._quota)
+        quota = self._quota_for(session, customer, used + size)
+        if used + size > quota:
+            raise _beyond_quota(used, size, quota)
 
     def _used(self, session: Session, customer: str) -> int:
         used = session.scalar(

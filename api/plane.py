@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from api import keys
-from api.blobs import Blobs
+from api.blobs import Blobs, Large
 from api.database import Database, DatabaseUnusable
 from api.database_faults import fault
 from api.distances import Distances
@@ -108,6 +108,7 @@ def build(settings: Settings, clock: Clock, chain_settings: ChainSettings | None
             database,
             steady,
             quota_bytes=settings.blob_quota_bytes,
+            large=Large(settings.blob_large_quota_bytes, settings.blob_large_after_dc),
             max_bytes=settings.max_blob_bytes,
         ),
         logs=Logs(settings.state_dir / "logs", database, signals),

@@ -53,6 +53,10 @@ class Settings(BaseSettings):
         default=10_000, ge=1, description="DC per BCT, used and marked `test` while no chain gives a price."
     )
     blob_quota_bytes: int = Field(default=1 << 30, ge=0, description="Bytes of blobs that one customer may keep.")
+    blob_large_quota_bytes: int = Field(
+        default=10 << 30, ge=0, description="The same for a customer whose leases were charged `blob_large_after_dc`."
+    )
+    blob_large_after_dc: int = Field(default=1_000_000, ge=0, description="DC of use; the default is USD 10.")
     max_blob_bytes: int = Field(default=1 << 30, ge=1, description="The largest single blob.")
 
     @property

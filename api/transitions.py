@@ -11,6 +11,7 @@ from api import gangs, nonces
 from api.database import say
 from api.fleet import node_key
 from api.fleets import note_change
+from api.kept import checkpointed_ms
 from api.lifecycle import (
     BAD_NODE,
     NOT_BILLED_BACK,
@@ -296,12 +297,13 @@ def _fence(_plane: Plane, session: Session, lease: LeaseRow) -> None:
 
 
 def _bill_back(plane: Plane, session: Session, lease: LeaseRow) -> None:
-    """The operator bears the time since the last finished task, at most five minutes of it."""
+    """The operator bears the time since the last finished task or stored checkpoint, at most five minutes of it."""
     if lease.tier == "reserved":
         return
     generation = lease.generation - (1 if lease.state == LeaseState.LOST.value else 0)
+    kept_ms = checkpointed_ms(session, lease)
     for row in gpus_of(session, lease.id):
-        back = billed_back_ms(row.billed_ms, lease.last_task_end_ms)
+        back = billed_back_ms(row.billed_ms, max(lease.last_task_end_ms, kept_ms))
         if back == row.billed_ms:
             continue
         gpu_id = gpu_id_hex(row.gpu)

@@ -13,16 +13,20 @@ from rich.table import Table
 
 from fabric.operator import init as enrolment
 from fabric.operator.browser_wallet import BrowserWallet
-from fabric.operator.cluster_file import ClusterFileError
 from fabric.operator.enrol import ControlPlane, operator_of
 from fabric.operator.findings import Finding, Verdict, failed
 from fabric.operator.folder import OperatorFolder
+from fabric.operator.orders_cli import drain, price_app, undrain
+from fabric.operator.refusals import Refusals
 from fabric.operator.wallet import Signer, WalletError, from_key, open_keystore
 from fabric.wire.clock import SystemClock
 from fabric.wire.delegation import Revocation
-from fabric.wire.errors import Error, InvalidRequest
+from fabric.wire.errors import InvalidRequest
 
 app = typer.Typer(name="operator", help="Run a cluster of GPUs for the fabric.", no_args_is_help=True)
+app.add_typer(price_app)
+app.command()(drain)
+app.command()(undrain)
 
 _KEY_VARIABLE = "OPERATOR_WALLET_KEY"
 _PASSWORD_VARIABLE = "OPERATOR_WALLET_PASSWORD"  # noqa: S105 - the name of a variable
@@ -66,7 +70,7 @@ def init(
 ) -> None:
     """Enrol with a join token, and write cluster.yaml, key and delegation."""
     place = OperatorFolder(folder or enrolment.default_folder(cluster))
-    with _Refusals():
+    with Refusals():
         site = enrolment.Site(
             url=url,
             cluster=cluster,
@@ -94,7 +98,7 @@ def renew(
     folder: FolderOption = Path(), wallet: WalletOption = None, browser: BrowserOption = False, days: DaysOption = 90
 ) -> None:
     """Let the wallet sign again, before the delegation ends; key and cluster stay."""
-    with _Refusals():
+    with Refusals():
         signer = _open_wallet(wallet, browser=browser)
         delegation = enrolment.renew(OperatorFolder(folder), signer, SystemClock(), days=days)
     print(f"Operator {delegation.operator}: delegated for {days} more days.")
@@ -104,7 +108,7 @@ def renew(
 def revoke(folder: FolderOption = Path(), wallet: WalletOption = None, browser: BrowserOption = False) -> None:
     """Take the folder's session key back, for good."""
     place = OperatorFolder(folder)
-    with _Refusals():
+    with Refusals():
         cluster, control_plane = place.cluster(), ControlPlane(place.cluster().url)
         key = bytes(place.session_key().verify_key)
         revocation = Revocation(control_plane.fabric_id(), cluster.operator, key)
@@ -122,7 +126,7 @@ def up(
     from fabric.operator import doctor, launcher
 
     place = OperatorFolder(folder)
-    with _Refusals():
+    with Refusals():
         findings = doctor.examine_logins(place.cluster())
         if failed(findings):
             _show(findings)
@@ -132,12 +136,17 @@ def up(
 
 
 @app.command()
-def down(folder: FolderOption = Path()) -> None:
-    """`ray down`, and see that nothing is left on any machine."""
+def down(
+    folder: FolderOption = Path(),
+    notice: Annotated[
+        int | None, typer.Option(min=0, help="Seconds that leases get first; default: notice_s of cluster.yaml.")
+    ] = None,
+) -> None:
+    """Drain, `ray down`, and see that nothing is left on any machine."""
     from fabric.operator import launcher
 
-    with _Refusals():
-        launcher.take_down(OperatorFolder(folder))
+    with Refusals():
+        launcher.take_down(OperatorFolder(folder), notice_s=notice)
     print("Every machine is stopped; nothing is left running.")
 
 
@@ -146,7 +155,7 @@ def status(folder: FolderOption = Path(), as_json: JsonOption = False) -> None:
     """Which machines are in the cluster, whether the agent runs, and which GPUs the fabric lists."""
     from fabric.operator import launcher
 
-    with _Refusals():
+    with Refusals():
         cluster = OperatorFolder(folder).cluster()
         seen = launcher.read_status(cluster)
         gpus = ControlPlane(cluster.url).operator_gpus(cluster.operator)
@@ -173,7 +182,7 @@ def doctor(
     from fabric.operator import doctor as examine
 
     place = OperatorFolder(folder)
-    with _Refusals():
+    with Refusals():
         cluster = place.cluster()
         if here:
             findings = examine.examine_host(cluster, place.path)
@@ -195,24 +204,9 @@ def join(
     """Run only the agent, in the foreground, on a Ray cluster that is there already (KubeRay, for example)."""
     from fabric.operator import joining
 
-    with _Refusals():
+    with Refusals():
         command = joining.prepare(OperatorFolder(folder), state.expanduser(), address)
     os.execvp(command[0], command)  # noqa: S606 - a list of arguments, no shell
-
-
-class _Refusals:
-    """What was refused becomes one line on stderr and the error's exit status."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Error):
-            typer.secho(error.message, err=True)
-            raise typer.Exit(error.exit_code) from None
-        if isinstance(error, ClusterFileError | WalletError | RuntimeError) and not isinstance(error, typer.Exit):
-            typer.secho(str(error), err=True)
-            raise typer.Exit(1) from None
 
 
 def _show(findings: list[Finding]) -> None:

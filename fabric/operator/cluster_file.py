@@ -14,11 +14,12 @@ import yaml
 
 from fabric.placement.grammar import GrammarError, parse_size
 from fabric.wire.amounts import usd_to_dc_down
+from fabric.wire.operator_orders import MAX_NOTICE_S
 
 TIERS = ("spot", "on_demand", "reserved")
 ISOLATIONS = ("bubblewrap", "none")
 _FABRIC_KEYS = {"url", "operator", "region", "isolation", "gateway", "prices", "allow", "nodes"}
-_FABRIC_KEYS |= {"networks", "private_networks", "packages"}
+_FABRIC_KEYS |= {"networks", "private_networks", "packages", "notice_s"}
 NETWORKS = ("gang", "hosts", "open")
 _PACKAGE_KEYS = {"index", "find_links", "hosts", "cache"}
 _NODE_KEYS = {"num_gpus", "num_cpus", "object_store_memory", "labels"}
@@ -51,7 +52,7 @@ class Packages:
 @dataclass(frozen=True, slots=True)
 class ClusterFile:
     """One operator's cluster. `prices` are DC per GPU-hour by model and tier; `gateway` is (host, port, whether
-    customers may reach it directly).
+    customers may reach it directly). `notice_s` is what leases get before `ray down` stops the hosts.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ClusterFile:
     networks: tuple[str, ...] = ("gang",)
     private_networks: tuple[str, ...] = ()
     packages: Packages = Packages()
+    notice_s: int = 0
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -134,6 +136,7 @@ def parse_cluster(document: Any) -> ClusterFile:
             _network(entry) for entry in _list(ours.get("private_networks", []), "provider.fabric.private_networks")
         ),
         packages=_packages(ours.get("packages") or {}),
+        notice_s=_notice(ours.get("notice_s", 0)),
     )
 
 
@@ -208,6 +211,13 @@ def _gateway(gateway: Any, head: str) -> tuple[str, int, bool]:
     if not isinstance(direct, bool):
         raise ClusterFileError(f"provider.fabric.gateway.direct is {_seen(direct)}; true, or false for the relay alone")
     return str(members.get("host", head)), port, direct
+
+
+def _notice(value: Any) -> int:
+    seconds = _count(value, "provider.fabric.notice_s") or 0
+    if seconds > MAX_NOTICE_S:
+        raise ClusterFileError(f"provider.fabric.notice_s is {seconds}; at most {MAX_NOTICE_S}, which is a week")
+    return seconds
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -56,6 +56,10 @@ class ControlPlane:
         }
         return self._call("POST", "/v1/operators/delegations/revoke", body)
 
+    def order(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Give a signed order of this kind (`fabric.wire.operator_orders`)."""
+        return self._call("POST", f"/v1/operators/orders/{kind}", body)
+
     def operator_gpus(self, operator: str) -> list[dict[str, Any]]:
         """The GPUs that the control plane lists for this operator."""
         return [gpu for gpu in self._call("GET", "/v1/gpus")["gpus"] if gpu.get("operator") == operator]

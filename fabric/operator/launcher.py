@@ -62,14 +62,18 @@ def bring_up(folder: OperatorFolder, *, restart: bool, timeout_s: float) -> Clus
     return status
 
 
-def take_down(folder: OperatorFolder) -> None:
-    """`ray down`, then ask every host what is left.
+def take_down(folder: OperatorFolder, *, notice_s: int | None = None) -> None:
+    """`ray down`, which drains first, then ask every host what is left.
+
+    With `notice_s` leases get that notice, else the one in `cluster.yaml`.
 
     Raises:
         LaunchError: processes are left somewhere, or a host did not answer; names them.
     """
-    _ray(folder, ["down", "-y"])
     cluster = folder.cluster()
+    if notice_s:
+        _drain(cluster, notice_s)
+    _ray(folder, ["down", "-y"])
     left = [line for address in cluster.addresses for line in _left_on(cluster, address)]
     if left:
         raise LaunchError("left behind: " + "; ".join(left))
@@ -95,8 +99,14 @@ def _left_on(cluster: ClusterFile, address: str) -> list[str]:
     return [f"{address}: {line}" for line in (done.stderr.strip().splitlines() or ["no answer"])]
 
 
-def _on_head(cluster: ClusterFile, command: str) -> subprocess.CompletedProcess[str]:
-    return run_on(cluster.head, cluster.ssh_user, Path(cluster.ssh_key), f"{_RUN} {command}", timeout_s=60)
+def _drain(cluster: ClusterFile, notice_s: int) -> None:
+    """On the head, where what undoes it at the next start is noted."""
+    done = _on_head(cluster, f"drain {notice_s}", timeout_s=notice_s + 120)
+    sys.stderr.write(done.stderr)
+
+
+def _on_head(cluster: ClusterFile, command: str, *, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    return run_on(cluster.head, cluster.ssh_user, Path(cluster.ssh_key), f"{_RUN} {command}", timeout_s=timeout_s)
 
 
 def _ray(folder: OperatorFolder, arguments: list[str]) -> int:

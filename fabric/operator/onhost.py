@@ -5,8 +5,9 @@
     agent start | stop | status   the agent and its keeper (head)
     nodes                         the nodes Ray knows, as JSON (head)
     doctor                        this host's findings, as JSON
+    drain [SECONDS]               tell all leases, and wait until they are gone (head)
     stop-local                    end Ray and agent of this user here
-    stop-all                      from the head: end them on every host of the cluster
+    stop-all                      from the head: drain, and end them on every host of the cluster
     left                          what of Ray and agent still runs here; stops nothing
 
 Exit status 0 when it is done, 1 with a line on stderr when it is not.
@@ -20,12 +21,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from nacl.encoding import HexEncoder
+from nacl.signing import SigningKey
+
 from fabric.operator import doctor, facts, keeper, nodes, stop
 from fabric.operator.checks import start_refusals
 from fabric.operator.cluster_file import ClusterFile, ClusterFileError, read_cluster_file
 from fabric.operator.launch import agent_config, node_arguments, own_address
+from fabric.operator.orders import Orders, back_after_stop, drained_for_stop
+from fabric.wire.clock import SystemClock
+from fabric.wire.errors import Error
 
 FOLDER = Path("~/.fabric-operator")
+_DRAINED = "drained-by-stop"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,7 +83,29 @@ def _start_agent(cluster: ClusterFile, folder: Path) -> int:
     config.write_text(json.dumps(agent_config(cluster, str(folder)), indent=2), encoding="utf-8")
     os.environ["FABRIC_AGENT_CONFIG"] = str(config)
     keeper.start(folder, [sys.executable, "-P", "-m", "fabric.agent"])
+    try:
+        back_after_stop(_orders(cluster, folder), folder / _DRAINED)
+    except (Error, ValueError, OSError) as error:
+        _complain(f"still drained by the last stop: {error}; `fabric operator undrain --all` takes it back")
     return 0
+
+
+def _drain(seconds: str = "") -> int:
+    cluster, folder = _cluster(), _agent_folder()
+    notice_s = int(seconds) if seconds.isdecimal() else cluster.notice_s
+    try:
+        left = drained_for_stop(_orders(cluster, folder), notice_s, folder / _DRAINED)
+    except (Error, ValueError, OSError) as error:
+        _complain(f"not drained, leases end at once: {error}")
+        return 1
+    for lease in left:
+        _complain(f"still there after its notice: {lease['lease']} on {lease['node']}")
+    return 1 if left else 0
+
+
+def _orders(cluster: ClusterFile, folder: Path) -> Orders:
+    seed = (folder / "session.key").read_text(encoding="ascii").strip()
+    return Orders(cluster, SigningKey(seed.encode(), HexEncoder), SystemClock())
 
 
 def _nodes() -> int:
@@ -99,6 +129,8 @@ def _stop_local() -> int:
 
 def _stop_all() -> int:
     cluster = _cluster()
+    if cluster.notice_s and keeper.status(_agent_folder()):
+        _drain()
     left = stop.stop_cluster(
         cluster,
         _agent_folder(),
@@ -141,6 +173,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "agent": _agent,
     "nodes": _nodes,
     "doctor": _doctor,
+    "drain": _drain,
     "stop-local": _stop_local,
     "stop-all": _stop_all,
     "left": _left,

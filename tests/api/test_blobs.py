@@ -4,9 +4,12 @@ import asyncio
 import hashlib
 
 import pytest
+from scripted import Agent
 
 from api.errors import PayloadTooLarge
+from fabric.wire import link
 from fabric.wire.errors import InvalidRequest
+from fabric.wire.receipts import ReceiptKind
 
 
 def sha(data):
@@ -129,3 +132,25 @@ async def test_a_blob_that_is_there_already_is_renewed_in_a_full_store(start):
     blobs = start(blob_quota_bytes=100, max_blob_bytes=1000).plane.blobs
     for _ in range(2):
         assert (await blobs.put("alice", sha(b"a" * 100), slowly(b"a" * 100), 100)).size_bytes == 100
+
+
+def test_who_has_used_for_ten_dollars_may_keep_more(start):
+    fabric = start(blob_quota_bytes=100, blob_large_quota_bytes=200, blob_large_after_dc=1_000)
+
+    def put(data, who="alice"):
+        headers = {"Authorization": f"Bearer key-{who}"}
+        return fabric.client.put(f"/v1/blobs/{sha(data)}", content=data, headers=headers).status_code
+
+    assert put(b"a" * 90) == 200
+    assert put(b"b" * 90) == 413
+    agent = Agent(fabric)
+    agent.connect()
+    fabric.submit(gpu=["H100"])
+    grant = agent.expect(link.Grant)
+    agent.open(grant)
+    agent.beat(60_000)
+    agent.receipt(grant, ReceiptKind.TICK, 60_000)
+    agent.beat()
+    assert put(b"b" * 90) == 200
+    assert put(b"c" * 90) == 413
+    assert put(b"d" * 110, who="bob") == 413, "it is one's own use that counts"

@@ -6,6 +6,7 @@ import pytest
 from scripted import OTHER_KEY, Agent, gpu, nodes
 
 from fabric.wire import link
+from fabric.wire.receipts import ReceiptKind
 
 
 @pytest.fixture
@@ -65,3 +66,28 @@ def test_a_blob_of_the_customer_that_is_no_piece_is_not_given_out(fabric, runnin
     manifest = put_piece(fabric, run, headers, b"m")
     ask(fabric, "PUT", f"{run}/0", headers, json={"manifest": manifest, "pieces": []})
     ask(fabric, "GET", f"{run}/0/pieces/{secret}", headers, 404)
+
+
+def test_a_lost_operator_is_paid_up_to_the_newest_checkpoint(fabric):
+    billed = {}
+    for stored_at_ms in (None, 40_000):
+        agent = Agent(fabric, cluster=f"c{stored_at_ms}", nodes=nodes(gpu(10 + len(billed)), name="n"))
+        headers = {"Authorization": f"Bearer {agent.connect().blob_token}"}
+        run = fabric.submit(gpu=["H100"], network="none")["id"]
+        grant = agent.expect(link.Grant)
+        agent.open(grant)
+        agent.beat(40_000)
+        agent.receipt(grant, ReceiptKind.TICK, 40_000)
+        if stored_at_ms:
+            piece = put_piece(fabric, run, headers, b"step 40")
+            ask(fabric, "PUT", f"{run}/0", headers, json={"manifest": piece, "pieces": []})
+        agent.beat(20_000)
+        agent.receipt(grant, ReceiptKind.TICK, 60_000)
+        agent.beat(0)
+        agent.send(link.Heartbeat(nonce_seq=agent.nonce.seq, lost_nodes=["n"]))
+        agent.expect(link.Release)
+        agent.receipt(grant, ReceiptKind.CLOSE, 60_000, reason="operator_lost")
+        agent.beat(0)
+        billed[stored_at_ms] = fabric.run(run)["leases"][0]["gpu_ms"]
+        agent.close()
+    assert billed == {None: 0, 40_000: 40_000}
