@@ -140,7 +140,18 @@ class ControlPlane:
         return (await self._send("GET", f"/v1/blobs/{_part(digest)}")).content
 
     async def logs(self, run: str, *, follow: bool) -> AsyncIterator[dict[str, Any]]:
-        """A run's lines as they come: `task`, `stream`, `at_ms`, `text`."""
+        """A run's lines as they come: `task`, `stream`, `at_ms`, `text`.
+
+        Raises:
+            ServiceError: the connection broke; the run goes on.
+        """
+        try:
+            async for line in self._lines(run, follow=follow):
+                yield line
+        except httpx.TransportError as error:
+            raise ServiceError(f"the lines of {run} broke off: {type(error).__name__}; the run goes on") from None
+
+    async def _lines(self, run: str, *, follow: bool) -> AsyncIterator[dict[str, Any]]:
         path = f"/v1/runs/{_part(run)}/logs"
         params = {"follow": "true"} if follow else {}
         timeout = httpx.Timeout(30.0, read=None)

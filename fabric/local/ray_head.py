@@ -15,6 +15,12 @@ ADDRESS = "127.0.0.2"
 GIVES_UP_SAYING = "timed out during startup"
 """`ray start` says so when its raylet has not registered within 30 s, which no setting changes."""
 
+
+def address_of(number: int) -> str:
+    """Of a node of the embedded fabric, from 0, which is the head's."""
+    return f"127.0.0.{2 + number}"
+
+
 OBJECT_STORE_BYTES = 128 << 20
 """Only the agent's few messages pass through it."""
 
@@ -56,6 +62,19 @@ class RayHead:
             f"--object-store-memory={OBJECT_STORE_BYTES}",
             f"--num-cpus={os.cpu_count() or 1}",
             *([f"--num-gpus={self.gpus}"] if self.gpus else []),
+        ]
+
+    def join_command(self, number: int) -> list[str]:
+        """Starts a further node of this machine in the foreground, with GPUs like the head's."""
+        return [
+            *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block"),
+            f"--address={self.address}",
+            f"--node-ip-address={address_of(number)}",
+            "--include-log-monitor=false",
+            "--disable-usage-stats",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            f"--num-cpus={os.cpu_count() or 1}",
+            f"--num-gpus={self.gpus}",
         ]
 
     def environ(self) -> dict[str, str]:

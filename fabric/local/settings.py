@@ -36,6 +36,7 @@ class LocalSettings:
         simulated_gpus: `FABRIC_SIMULATED_GPUS`, for example `H100:2,L4:2`; None: simulate only where NVML finds no GPU.
         isolation: `FABRIC_ISOLATION`, `none` (the default: it is your own code) or `bubblewrap`, which operators use.
         port: `FABRIC_PORT`, of its control plane; 0: a free one.
+        nodes: `FABRIC_EMBEDDED_NODES`, so many nodes with simulated GPUs, for runs on several nodes; 1 to 4.
     """
 
     home: Path
@@ -43,6 +44,7 @@ class LocalSettings:
     simulated_gpus: str | None = None
     port: int = 0
     isolation: str = "none"
+    nodes: int = 1
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "LocalSettings":
@@ -50,7 +52,15 @@ class LocalSettings:
         home = Path(environ.get("FABRIC_HOME") or "~/.fabric").expanduser().absolute()
         linger_s = _number(environ, "FABRIC_EMBEDDED_LINGER_S", DEFAULT_LINGER_S, 7 * 86_400)
         port = _number(environ, "FABRIC_PORT", 0, 65_535)
-        return cls(home, linger_s, environ.get("FABRIC_SIMULATED_GPUS") or None, int(port), _isolation(environ))
+        simulated = environ.get("FABRIC_SIMULATED_GPUS") or None
+        return cls(home, linger_s, simulated, int(port), _isolation(environ), _nodes(environ))
+
+
+def _nodes(environ: Mapping[str, str]) -> int:
+    text = environ.get("FABRIC_EMBEDDED_NODES") or "1"
+    if text not in {"1", "2", "3", "4"}:
+        raise InvalidRequest(f"FABRIC_EMBEDDED_NODES={text!r} is not a number of nodes from 1 to 4")
+    return int(text)
 
 
 def _isolation(environ: Mapping[str, str]) -> str:

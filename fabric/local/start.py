@@ -134,7 +134,14 @@ def _spawn_guard(home: Home, start: str) -> "subprocess.Popen[bytes]":
 
 
 _OWN_KEYS = frozenset(
-    {"FABRIC_SERVING_IDLE_S", "FABRIC_EMBEDDED_LINGER_S", "FABRIC_SIMULATED_GPUS", "FABRIC_ISOLATION", "FABRIC_PORT"}
+    {
+        "FABRIC_SERVING_IDLE_S",
+        "FABRIC_EMBEDDED_LINGER_S",
+        "FABRIC_EMBEDDED_NODES",
+        "FABRIC_SIMULATED_GPUS",
+        "FABRIC_ISOLATION",
+        "FABRIC_PORT",
+    }
 )
 _PASSED_ON = _OWN_KEYS | CONTROL_KEYS
 _GUARDS: "list[subprocess.Popen[bytes]]" = []

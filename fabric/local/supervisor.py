@@ -104,6 +104,17 @@ class _Supervisor:
             home.logs / "ray.log",
             gives_up_saying=GIVES_UP_SAYING,
         )
+        more = range(1, settings.nodes) if simulated else ()  # real GPUs are one node's
+        self._further = tuple(
+            Part(
+                f"ray-{number}",
+                self._head.join_command(number),
+                self._environ(self._head.environ()),
+                home.root,
+                home.logs / f"ray-{number}.log",
+            )
+            for number in more
+        )
         config = agent_config(
             home,
             url=self._url,
@@ -136,6 +147,8 @@ class _Supervisor:
         self._ray.start()
         while not self._stopping:
             self._wait()
+            if self._head.is_up():
+                self._start_further()
             if self._agent.process is None and self._head.is_up() and self._probe.is_ready():
                 self._agent.start()
             if self._agent.process is not None and self._probe.has_offers():
@@ -145,6 +158,11 @@ class _Supervisor:
         self._state = "ready"
         self._needed_at = time.monotonic()
         self._write_status()
+
+    def _start_further(self) -> None:
+        for part in self._further:
+            if part.process is None:
+                part.start()
 
     def _wait(self) -> None:
         """Sleep until a child ends, somebody wants us to stop, or a tick has passed."""
@@ -170,6 +188,8 @@ class _Supervisor:
         if part is self._ray:
             kill_orphans([other.pid for other in self._parts if other.pid])
             self._agent.signal(signal.SIGTERM)
+            for further in self._further:
+                further.signal(signal.SIGTERM)
 
     def _start_ray_again(self) -> None:
         """From nothing: what is left of the attempt before would be taken for this one."""
@@ -182,7 +202,8 @@ class _Supervisor:
         started = False
         for part in self._parts:
             due = part.process is None and now >= part.restart_at
-            if due and (part is not self._agent or self._head.is_up()):
+            alone = part is not self._agent and part not in self._further
+            if due and (alone or self._head.is_up()):
                 if part is self._ray:
                     (self._head.folder / "session_latest").unlink(missing_ok=True)
                 part.start()
@@ -240,7 +261,7 @@ class _Supervisor:
         self._stopping = True
         self._state = "stopping"
         self._write_status()
-        for part in (self._serving, self._agent, self._ray, self._control):
+        for part in (self._serving, self._agent, *self._further, self._ray, self._control):
             part.signal(signal.SIGTERM)
             until = time.monotonic() + GRACE_S
             while part.process is not None and time.monotonic() < until:
@@ -248,7 +269,7 @@ class _Supervisor:
 
     @property
     def _parts(self) -> tuple[Part, ...]:
-        return self._control, self._ray, self._agent, self._serving
+        return self._control, self._ray, self._agent, self._serving, *self._further
 
     def _part(self, name: str, arguments: list[str], environ: Mapping[str, str]) -> Part:
         command = [sys.executable, "-P", *arguments]

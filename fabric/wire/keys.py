@@ -16,6 +16,7 @@ KNOWN_KEYS = frozenset(
         "FABRIC_QUIET",
         # the embedded fabric
         "FABRIC_EMBEDDED_LINGER_S",
+        "FABRIC_EMBEDDED_NODES",
         "FABRIC_SIMULATED_GPUS",
         "FABRIC_ISOLATION",
         # control plane

@@ -93,7 +93,8 @@ class Group:
                 return told
             return None
         self._say(f"lost/{rank}", "1")
-        if self._until(lambda: self._has("failed")):
+        self._until(lambda: self._has("failed") or len(self._silent()) <= 1)
+        if self._has("failed"):
             self._say(f"over/{rank}", "1")
             return Failed.from_json(json.loads(self._store.get("failed"))) if rank == 0 else None
         raise RankLost(self._missing(error)) from error
@@ -101,7 +102,7 @@ class Group:
     def _missing(self, error: BaseException) -> str:
         size = self.place.world_size
         try:
-            silent = [rank for rank in range(size) if not self._store.check([f"lost/{rank}"])]
+            silent = self._silent()
         except RuntimeError:
             return f"rank 0 of {size} is gone"
         if not silent:
@@ -109,6 +110,10 @@ class Group:
         late = "timed out" in str(error).lower()
         what = f"did not take part within {self._plan.collective_s:g} s" if late else "is gone"
         return f"{_ranks(silent, size)} {what}: {str(error).strip().splitlines()[0]}"
+
+    def _silent(self) -> list[int]:
+        """Ranks that do not miss anybody: they are gone, or at something else."""
+        return [rank for rank in range(self.place.world_size) if not self._store.check([f"lost/{rank}"])]
 
     def _all_here(self) -> None:
         place = self.place
@@ -154,7 +159,10 @@ class Group:
             self._store.set(key, value)
 
     def _has(self, key: str) -> bool:
-        return self._store.check([key])
+        try:
+            return self._store.check([key])
+        except RuntimeError:
+            return False  # rank 0 is gone, and its store with it
 
     @staticmethod
     def _until(condition: Callable[[], bool]) -> bool:

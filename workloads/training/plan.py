@@ -8,9 +8,13 @@ from typing import Any
 import fabric
 
 MARGIN = 0.9
-"""Of what a budget pays for, so much is used: the rest is for opening, closing and the hold that a lease needs."""
+"""Of what a budget pays for, so much is used: the rest is for opening and closing."""
+RESERVE_S = {"spot": 36.0}
+OTHER_RESERVE_S = 11.0
+"""A lease ends when no more of the budget is left than its notice and its end cost (`ledger.pricing`)."""
 
 _COUNT = re.compile(r":(\d+)$")
+_OPEN_ENDED = re.compile(r":\d+\.\.\d*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def places(environ: Mapping[str, str], ranks_per_node: int, free_port: int) -> l
             _bare(peers[0]),
             port,
             _bare(peers[node]),
-            peers.count(peers[node]) * ranks_per_node,
+            sum(_same_machine(peer, peers[node]) for peer in peers) * ranks_per_node,
         )
         for local in range(ranks_per_node)
     ]
@@ -95,26 +99,31 @@ def count_ranks(gpu: Any, wanted: int | None) -> int:
         return wanted
     specs: Iterable[Any] = [gpu] if isinstance(gpu, str) else (gpu or [":1"])
     counts = {int(found[1]) if (found := _COUNT.search(str(spec))) else 1 for spec in specs}
-    open_ended = any(str(spec).rpartition(":")[2].replace(".", "").isdigit() and ".." in str(spec) for spec in specs)
-    if len(counts) > 1 or open_ended:
+    if len(counts) > 1 or any(_OPEN_ENDED.search(str(spec)) for spec in specs):
         raise fabric.InvalidRequest(
             f"gpu={gpu!r} leaves open how many GPUs a node has; say ranks_per_node=…, or one count for all"
         )
     return counts.pop()
 
 
-def seconds_for(budget: Any, price_per_gpu_hour: float, gpus: int) -> float:
+def seconds_for(budget: Any, price_per_gpu_hour: float, gpus: int, tier: str = "on_demand") -> float:
     """How long a training may take on so many GPUs until its budget, less the margin, is used.
 
     Raises:
         fabric.InvalidRequest: it would not last for a second.
     """
-    seconds = MARGIN * float(budget) * 3600 / (price_per_gpu_hour * gpus)
-    if seconds < 1:
+    paid = float(budget) * 3600 / (price_per_gpu_hour * gpus)
+    reserve = RESERVE_S.get(tier, OTHER_RESERVE_S)
+    if paid < reserve + 1:
         raise fabric.InvalidRequest(
-            f"budget={budget} pays {gpus} GPUs at {price_per_gpu_hour:g} per GPU-hour for {seconds:.2f} s; give more"
+            f"budget={budget} pays {gpus} GPUs at USD {price_per_gpu_hour:g} per GPU-hour for {paid:.1f} s, of which "
+            f"{reserve:g} s are set aside for their end; give more"
         )
-    return seconds
+    return MARGIN * (paid - reserve)
+
+
+def _same_machine(one: str, other: str) -> bool:
+    return one == other or (one.startswith("127.") and other.startswith("127."))
 
 
 def _bare(address: str) -> str:

@@ -37,29 +37,36 @@ def run_lease(
         kwargs: its keyword arguments.
         members: of the `Plan`.
     """
+    began = time.monotonic()
     from workloads.training.group import free_port
 
     plan = Plan(**members)
     folder = fabric.checkpoint_dir()
     first, *others = places(os.environ, plan.ranks_per_node, free_port())
-    children = [_fork(place, plan, folder, loop, args, kwargs) for place in others]
+    children = [_fork(place, plan, folder, began, loop, args, kwargs) for place in others]
     if children:
         threading.Thread(target=_watch, args=(children,), name="training-ranks", daemon=True).start()
     try:
-        return _run_rank(first, plan, folder, loop, args, kwargs)
+        return _run_rank(first, plan, folder, began, loop, args, kwargs)
     finally:
         _end(children)
 
 
 def _run_rank(
-    place: Place, plan: Plan, folder: Path, loop: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    place: Place,
+    plan: Plan,
+    folder: Path,
+    began: float,
+    loop: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> dict[str, Any] | None:
     from workloads.training.group import Group
     from workloads.training.session import Session, limit_threads
 
     limit_threads(place.neighbours)
     group = Group(place, plan)
-    session = Session(group, plan, folder)
+    session = Session(group, plan, folder, began)
     failed: Failed | None = None
     value: Any = None
     try:
@@ -71,7 +78,7 @@ def _run_rank(
         group.close()
     if place.rank:
         return None
-    answer = {"world_size": place.world_size, "attempt": place.attempt, "records": session.records}
+    answer = {"world_size": place.world_size, "attempt": session.attempt, "records": session.records}
     if failed is not None:
         return answer | {"failed": failed.as_json()}
     return answer | {"value": value, "stopped": session.stopped}

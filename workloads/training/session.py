@@ -31,7 +31,7 @@ class Session:
         stopped: "" while the loop goes on as it wants; then why it must end.
     """
 
-    def __init__(self, group: Group, plan: Plan, folder: Path) -> None:
+    def __init__(self, group: Group, plan: Plan, folder: Path, began: float) -> None:
         place = group.place
         self.rank, self.world_size = place.rank, place.world_size
         self.local_rank, self.attempt = place.local_rank, place.attempt
@@ -50,7 +50,8 @@ class Session:
         self._batch = 0
         self._total: int | None = None
         self._elapsed_before = 0.0
-        self._began = self._saved_at = self._agreed_at = time.monotonic()
+        self._began = began
+        self._saved_at = self._agreed_at = time.monotonic()
         self._agree_step = 1
         self._noticed = False
         self._sums = _Sums()
@@ -60,7 +61,7 @@ class Session:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds in the loop, all attempts together, without what a lost one had done since its last checkpoint."""
+        """Seconds in the lease, all attempts together, without what a lost one had done since its last checkpoint."""
         return self._elapsed_before + time.monotonic() - self._began
 
     def wrap(self, model: torch.nn.Module, *, sharded: bool = False) -> torch.nn.Module:
@@ -106,6 +107,7 @@ class Session:
             other.load_state_dict(state["others"][name])
         self.steps, self.epoch, self._offset = state["steps"], state["epoch"], state["offset"]
         self._elapsed_before = state["seconds"]
+        self.attempt = max(self.attempt, state["attempt"] + 1)  # one node alone is not told of it
         self.records = list(state["records"])
         self._agree_step = self.steps + 1
         if state["world_size"] == self.world_size:
@@ -171,6 +173,7 @@ class Session:
                 "epoch": self.epoch,
                 "offset": self._offset,
                 "seconds": self.elapsed_s,
+                "attempt": self.attempt,
                 "world_size": self.world_size,
                 "records": self.records,
                 "scalars": scalars,

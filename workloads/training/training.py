@@ -1,7 +1,7 @@
 """`workloads.Training`: a loop on a gang of GPUs, followed from here: output, records, cost, outcome."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class Training:
         """Print what a training says until it is over; see `run`."""
         seen: list[dict[str, Any]] = []
         cost, asked = run.cost, 0.0
-        for line in run.logs(follow=True):
+        for line in _lines(run):
             record = metrics.of_line(line)
             if record is None:
                 _say(line)
@@ -157,7 +157,7 @@ class Training:
             return self._plan
         price = int(chosen["price_dc_per_gpu_hour"]) / DC_PER_USD
         gpus = max(1, len(chosen["nodes"])) * chosen["gpus"]
-        limit_s = seconds_for(self._budget, price, gpus)
+        limit_s = seconds_for(self._budget, price, gpus, self._keywords.get("tier", "on_demand"))
         if 0 < self._plan.limit_s <= limit_s:
             return self._plan
         return replace(self._plan, limit_s=limit_s, stopped_by="budget")
@@ -165,6 +165,14 @@ class Training:
     def _explain(self) -> Any:
         keywords: dict[str, Any] = self._keywords | {"dry_run": True}
         return fabric.run(run_lease, **keywords)
+
+
+def _lines(run: fabric.Run) -> Iterator[str]:
+    """What the run prints; without a control plane to ask, its outcome is waited for all the same."""
+    try:
+        yield from run.logs(follow=True)
+    except fabric.ServiceError as error:
+        _say(str(error))
 
 
 def _of_cost(cost: fabric.Cost) -> dict[str, Any]:

@@ -86,7 +86,13 @@ def test_settings_come_from_the_environment(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "bad"), [("FABRIC_EMBEDDED_LINGER_S", "soon"), ("FABRIC_PORT", "70000"), ("FABRIC_ISOLATION", "jail")]
+    ("key", "bad"),
+    [
+        ("FABRIC_EMBEDDED_LINGER_S", "soon"),
+        ("FABRIC_PORT", "70000"),
+        ("FABRIC_ISOLATION", "jail"),
+        ("FABRIC_EMBEDDED_NODES", "9"),
+    ],
 )
 def test_a_wrong_setting_is_refused_naming_its_key(key, bad):
     with pytest.raises(InvalidRequest, match=key):

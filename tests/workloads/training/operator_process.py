@@ -41,7 +41,7 @@ async def main(text):
             config = NodeConfig(
                 node=name, address="127.0.0.1", region="lab", state_dir=state / name, token=TOKEN,
                 simulated_gpus=settings.simulated_gpus, warm_children=1, listen=f"unix:{sockets}/{name}",
-                isolation=settings.isolation,
+                isolation=settings.isolation, warm_modules=("torch",),
             )  # fmt: skip
             node = Node(config, SystemClock())
             sites.append((name, node, await node.start()))

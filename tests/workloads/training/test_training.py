@@ -36,6 +36,29 @@ def test_a_rank_killed_midway_ends_at_the_loss_of_an_undisturbed_run(town):
     assert killed.metrics[-1]["step"] == undisturbed.metrics[-1]["step"] == 6 * (1437 // 64)
 
 
+def test_a_killed_rank_of_one_node_is_named_and_resumed_sharded(town, capsys):
+    trained = Training(loops.digits, checkpoint_every=0.01, **ONE_NODE).run(
+        2, kwargs={"kill_at": (1, 30), "sharded": True}
+    )
+    assert trained.attempts == 2
+    assert 0 < trained.value[2] <= 30
+    assert "rank-1 ended by signal 9" in capsys.readouterr().out
+
+
+def test_a_training_stops_in_good_order_when_its_time_is_over(town):
+    trained = Training(loops.endless, time_limit=1, quiet=True, gpu="L4", ranks_per_node=2).run()
+    assert (trained.stopped, trained.world_size) == ("time_limit", 2)
+    assert trained.value == trained.metrics[-1]["step"] >= 1
+
+
+def test_a_budget_becomes_the_time_that_it_pays_for_where_the_training_would_be_placed(town):
+    plan = Training(loops.endless, budget=1, **TWO_NODES)._within_budget()  # two GPUs at USD 0.36 per hour
+    assert plan.stopped_by == "budget"
+    assert plan.limit_s == pytest.approx(0.9 * (5_000 - 11))
+    with pytest.raises(fabric.InvalidRequest, match=r"budget=0.002 pays 2 GPUs .* give more"):
+        Training(loops.endless, budget=0.002, **ONE_NODE).run()
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_exception_of_any_rank_is_raised_as_itself_and_not_tried_again(town, rank):
     with pytest.raises(LookupError, match=f"rank {rank} found nothing") as caught:
