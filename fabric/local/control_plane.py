@@ -19,10 +19,11 @@ class ControlPlaneProbe:
     def is_ready(self) -> bool:
         return self._ask("GET", "/readyz") is not None
 
-    def has_offers(self) -> bool:
-        """Whether an agent offers something."""
-        answer = self._ask("GET", "/v1/offers")
-        return bool(answer and answer.get("offers"))
+    def has_offers(self, gpus: int = 1) -> bool:
+        """Whether an agent offers something, and so many GPUs of it, free or not, that all its nodes are there."""
+        answer = self._ask("GET", "/v1/offers?tier=on_demand" if gpus > 1 else "/v1/offers")
+        offers = (answer or {}).get("offers", ())
+        return bool(offers) and sum(offer["count_total"] for offer in offers) >= gpus
 
     def serves(self) -> bool:
         """Whether an endpoint is to be served, with or without its maker's process."""

@@ -115,6 +115,7 @@ class _Supervisor:
             )
             for number in more
         )
+        self._awaited = _count(simulated) * (1 + len(self._further)) if self._further else 1
         config = agent_config(
             home,
             url=self._url,
@@ -151,7 +152,7 @@ class _Supervisor:
                 self._start_further()
             if self._agent.process is None and self._head.is_up() and self._probe.is_ready():
                 self._agent.start()
-            if self._agent.process is not None and self._probe.has_offers():
+            if self._agent.process is not None and self._probe.has_offers(self._awaited):
                 break
             if time.monotonic() > until:
                 raise ServiceError(f"the embedded fabric was not ready within {READY_S:.0f} s; see {self._home.logs}")
@@ -161,7 +162,7 @@ class _Supervisor:
 
     def _start_further(self) -> None:
         for part in self._further:
-            if part.process is None:
+            if part.process is None and time.monotonic() >= part.restart_at:
                 part.start()
 
     def _wait(self) -> None:
@@ -177,7 +178,7 @@ class _Supervisor:
                     self._on_end(part, code)
 
     def _on_end(self, part: Part, code: int) -> None:
-        if self._state == "starting" and not self._stopping:
+        if self._state == "starting" and not self._stopping and part not in self._further:
             if part.was_too_slow():
                 self._start_ray_again()
                 return
