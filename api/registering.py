@@ -19,9 +19,13 @@ from fabric.wire.receipts import RunLine, SignedReceipt
 
 
 class _Held(NamedTuple):
-    """A lease of the session (kept, so that it is read once for all runs) and what its newest receipt says of runs."""
+    """A lease of the session, the run that opened it, and what the lease's newest receipt says of runs.
+
+    The rows are held here so that the session, which forgets what nobody holds, reads them once for all runs.
+    """
 
     lease: LeaseRow
+    opener: RunRow
     lines: dict[str, RunLine]
 
 
@@ -88,7 +92,7 @@ def _held(session: Session, known: dict[str, _Held], lease_id: str) -> _Held:
         generation = lease.generation - (1 if lease.state == "LOST" else 0)
         row = session.get(ReceiptRow, (lease_id, generation, lease.last_seq))
         lines = SignedReceipt.from_bytes(row.signed).receipt.runs if row is not None else ()
-        known[lease_id] = _Held(lease, {line.run: line for line in lines})
+        known[lease_id] = _Held(lease, session.get_one(RunRow, lease.run), {line.run: line for line in lines})
     return known[lease_id]
 
 

@@ -30,7 +30,8 @@ def check_same_surroundings(request: RunRequest, opened: dict[str, Any]) -> None
     Raises:
         InvalidRequest: the request differs from the stored one of the run that opened the lease.
     """
-    asked = request.model_dump(mode="json", include={"env", "network"})
+    env = None if request.env is None else request.env.model_dump(mode="json")
+    asked = {"env": env, "network": request.network}
     for member, value in asked.items():
         has = opened.get(member, RunRequest.model_fields[member].default)
         if value != has:

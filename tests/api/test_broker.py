@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from scripted import GIB, Agent, done, gpu, nodes
+from sqlalchemy import event
 from sqlmodel import select
 from test_detached import ARGS, CODE, put, sha
 
@@ -302,6 +303,23 @@ def test_runs_are_told_of_in_bulk_and_again_only_their_state_moves_on(fabric, ag
     tell("SUCCEEDED")
     tell("SUCCEEDED")
     assert {fabric.run(name)["state"] for name in names} == {"SUCCEEDED"}
+
+
+def test_a_hundred_runs_told_of_together_are_as_many_questions_to_the_database_as_two(fabric, agent):
+    """Warm runs come by the thousand: what is the same for all runs of a lease is read once."""
+    lease = {"id": _opened(fabric, agent).lease, "generation": 1}
+
+    def questions(runs):
+        asked = []
+        note = lambda _connection, _cursor, statement, *_: asked.append(statement.split(None, 1)[0])
+        event.listen(fabric.plane.database.writer, "before_cursor_execute", note)
+        requests = [{"id": new_id("run"), "session": "ses-alice", "lease": lease} for _ in range(runs)]
+        told = {"runs": [{"request": one, "state": "SUCCEEDED"} for one in requests]}
+        assert len(fabric.call("POST", "/v1/sessions/ses-alice/runs", told)["runs"]) == runs
+        event.remove(fabric.plane.database.writer, "before_cursor_execute", note)
+        return asked.count("SELECT")
+
+    assert questions(2) == questions(100) > 0
 
 
 def test_a_run_told_of_after_its_lease_closed_still_bears_its_part(fabric, agent):
