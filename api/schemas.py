@@ -369,7 +369,10 @@ class OperatorKeys(_Out):
 
 
 class LeaseInEpoch(_Out):
-    """The way of one lease on one GPU into a closed epoch: both leaves' values and paths, bottom up, in 0x-hex."""
+    """The way of one lease on one GPU into a closed epoch: both leaves' values and paths, bottom up, in 0x-hex.
+
+    With `bound` it is a slot's, and its `receipt_hash` the root over these (lease, hash of its last receipt).
+    """
 
     epoch: int
     lease: str
@@ -385,6 +388,7 @@ class LeaseInEpoch(_Out):
     usage_root: str
     file_hash: str
     settlement: str
+    bound: list[tuple[str, str]] = []
 
 
 class StatementOut(_Out):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from api import transitions
+from api import reserved, transitions
 from api.errors import Conflict, NotFound
 from api.lifecycle import LeaseEvent
 from api.plane import Plane
@@ -304,6 +304,7 @@ def _usages(plane: Plane, session: Session, row: SlotRow, used_ms: int) -> list[
         price_dc_per_gpu_hour=row.price_dc_per_gpu_hour,
         cumulative_gpu_ms=used_ms,
         at_ms=row.accrued_ms - 1,
+        receipt_hash=reserved.commitment(session, row),
     )
     clock = EpochClock(plane.ledger_settings.genesis_ms, plane.ledger_settings.epoch_ms)
     stays = stays_of(session, [row.gpu_id]).get(row.gpu_id, ())

@@ -17,6 +17,7 @@ from api.deps import CallerDep, PlaneDep, ReadSession, WriteSession
 from api.errors import NotFound
 from api.lies import equivocations
 from api.plane import Plane
+from api.reserved import Bound, reserved_proofs
 from api.signals import run_topic
 from api.tables import ClusterRow, ReceiptRow, RunRow, SessionKeyRow
 from api.views import planned_view, run_view
@@ -149,13 +150,19 @@ def receipt(plane: PlaneDep, session: ReadSession, caller: CallerDep, run_id: st
     operators = {lease.operator: _keys(session, lease.operator) for lease in leases}
     receipts = [schemas.ReceiptOut(receipt=base64.b64encode(row.signed).decode()) for row in rows]
     epochs = [_lease_in_epoch(proof) for lease in leases for proof in lease_proofs(session, lease.id)]
+    on_slots = {
+        (proof.usage.epoch, proof.lease_id, proof.usage.values[0]): _lease_in_epoch(proof, bound)
+        for lease in leases
+        for proof, bound in reserved_proofs(session, lease)
+    }
+    epochs += on_slots.values()
     lies = [schemas.EquivocationOut(**proof.to_json()) for proof in equivocations(session, [one.id for one in leases])]
     return schemas.RunReceipts(
         fabric_id=plane.fabric_id, operators=operators, receipts=receipts, epochs=epochs, equivocations=lies
     )
 
 
-def _lease_in_epoch(proof: LeaseProof) -> schemas.LeaseInEpoch:
+def _lease_in_epoch(proof: LeaseProof, bound: Bound = ()) -> schemas.LeaseInEpoch:
     gpu_id, usage_gpu_ms, usage_dc, leases_root = proof.usage.values
     _, gpu_ms, dc, receipt_hash = proof.lease.values
     return schemas.LeaseInEpoch(
@@ -173,6 +180,7 @@ def _lease_in_epoch(proof: LeaseProof) -> schemas.LeaseInEpoch:
         usage_root=_hex(proof.usage.root),
         file_hash=_hex(proof.file_hash),
         settlement=proof.settlement,
+        bound=[(lease, _hex(digest)) for lease, digest in bound],
     )
 
 

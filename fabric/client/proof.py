@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fabric.wire.leaves import gpu_public_id, lease_leaf, usage_leaf
+from fabric.wire.leaves import gpu_public_id, lease_leaf, reserved_root, usage_leaf
 from fabric.wire.merkle import verify
 from fabric.wire.receipts import Receipt, ReceiptError, SignedReceipt, TaskLine
 
@@ -24,6 +24,8 @@ class LeaseInEpoch:
         receipt_hash: of its last receipt counted there.
         usage_gpu_ms, usage_dc: the GPU's, of all leases.
         settlement: how the epoch is settled, in words.
+        bound: empty, or the lease is a slot's: (lease, hash of its last receipt) of what ran on it, and `receipt_hash`
+            their root.
     """
 
     epoch: int
@@ -40,14 +42,18 @@ class LeaseInEpoch:
     usage_root: bytes
     file_hash: bytes
     settlement: str
+    bound: tuple[tuple[str, bytes], ...] = ()
 
     @classmethod
     def from_answer(cls, answer: Mapping[str, Any]) -> "LeaseInEpoch":
         """Raises KeyError, TypeError or ValueError on anything else than such an answer."""
-        return cls(**{name: _read(name, answer[name]) for name in cls.__dataclass_fields__})
+        read = {name: _read(name, answer[name]) for name in cls.__dataclass_fields__ if name != "bound"}
+        bound = tuple((str(lease), _bytes(digest)) for lease, digest in answer.get("bound", ()))
+        return cls(**read, bound=bound)
 
     def to_answer(self) -> dict[str, Any]:
-        return {name: _shown(value) for name, value in asdict(self).items()}
+        shown = {name: _shown(value) for name, value in asdict(self).items() if name != "bound"}
+        return shown | {"bound": [[lease, _shown(digest)] for lease, digest in self.bound]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +86,32 @@ def prove(links: Sequence[LeaseInEpoch], signed: Sequence[SignedReceipt]) -> Run
     counted: dict[tuple[str, int], int] = {}
     used: dict[tuple[str, bytes], int] = {}
     for link in sorted(links, key=lambda one: (one.epoch, one.lease, one.gpu)):
-        last = by_hash.get(link.receipt_hash)
-        if last is None or last.lease != link.lease:
-            raise ReceiptError(f"epoch {link.epoch} counts lease {link.lease} by a receipt that is not there")
+        lasts = _last_receipts(link, by_hash)
         _check_paths(link)
-        used[link.lease, link.gpu] = used.get((link.lease, link.gpu), 0) + link.gpu_ms
-        _check_time(link, used[link.lease, link.gpu], receipts)
-        key = (last.lease, last.generation)
-        counted[key] = max(counted.get(key, -1), last.seq)
+        if not link.bound:  # a slot's time is paid used or not
+            used[link.lease, link.gpu] = used.get((link.lease, link.gpu), 0) + link.gpu_ms
+            _check_time(link, used[link.lease, link.gpu], receipts)
+        for last in lasts:
+            key = (last.lease, last.generation)
+            counted[key] = max(counted.get(key, -1), last.seq)
     tasks: dict[bool, list[TaskLine]] = {True: [], False: []}
     for one in signed:
         last_seq = counted.get((one.receipt.lease, one.receipt.generation), -1)
         tasks[one.receipt.seq <= last_seq] += one.tasks
     return RunProof(tuple(links), tuple(tasks[True]), tuple(tasks[False]))
+
+
+def _last_receipts(link: LeaseInEpoch, by_hash: Mapping[bytes, Receipt]) -> list[Receipt]:
+    """Those of these receipts which the epoch counts last, of the lease or of what ran on the slot."""
+    bound = link.bound or ((link.lease, link.receipt_hash),)
+    if link.bound and reserved_root(bound) != link.receipt_hash:
+        raise ReceiptError(f"epoch {link.epoch}: the receipts said to be bound by {link.lease} are not those it binds")
+    found = [by_hash[digest] for lease, digest in bound if digest in by_hash and by_hash[digest].lease == lease]
+    if not found:
+        raise ReceiptError(f"epoch {link.epoch} counts lease {link.lease} by a receipt that is not there")
+    if link.bound and not any(gpu_public_id(line.uuid) == link.gpu for one in found for line in one.gpus):
+        raise ReceiptError(f"epoch {link.epoch}: {link.lease} is of another GPU than the receipts it binds")
+    return found
 
 
 def _check_paths(link: LeaseInEpoch) -> None:
@@ -129,10 +148,14 @@ _WORDS = frozenset({"lease", "settlement"})
 
 def _read(name: str, value: Any) -> Any:
     if name in _BYTES:
-        return bytes.fromhex(value.removeprefix("0x"))
+        return _bytes(value)
     if name in _PATHS:
         return tuple(bytes.fromhex(node.removeprefix("0x")) for node in value)
     return str(value) if name in _WORDS else int(value)
+
+
+def _bytes(value: str) -> bytes:
+    return bytes.fromhex(value.removeprefix("0x"))
 
 
 def _shown(value: Any) -> Any:

@@ -4,13 +4,15 @@ A usage leaf says what a GPU did in one epoch and names the root of its leases; 
 and the hash of its last receipt counted there, which chains back to all before it and binds every task.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from fabric.wire.hashing import keccak256
-from fabric.wire.merkle import leaf, tag
+from fabric.wire.merkle import leaf, root, tag
 
 USAGE_TAG = tag("fabric.usage.v1")
 LEASE_TAG = tag("fabric.lease.v1")
+RESERVED_TAG = tag("fabric.reserved.v1")
 
 
 @lru_cache(maxsize=65_536)
@@ -31,3 +33,8 @@ def usage_leaf(epoch: int, gpu_id: bytes, gpu_ms: int, dc: int, leases_root: byt
 def lease_leaf(lease_id: str, gpu_ms: int, dc: int, receipt_hash: bytes) -> bytes:
     """``receipt_hash`` is that of the lease's last receipt counted in the epoch."""
     return leaf(LEASE_TAG, keccak256(lease_id.encode()), gpu_ms, dc, receipt_hash)
+
+
+def reserved_root(bound: Iterable[tuple[str, bytes]]) -> bytes:
+    """Root over (lease, hash of its last receipt), by lease: a slot's leaf has it in place of a receipt's hash."""
+    return root([leaf(RESERVED_TAG, keccak256(lease.encode()), digest) for lease, digest in sorted(bound)])

@@ -1,12 +1,16 @@
 """Time slots: paid at once, used up evenly while the GPU is there, theirs alone who hold them."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from eth_account import Account
-from scripted import BALANCE, Agent, Fabric
+from scripted import BALANCE, Agent, Fabric, done
+from sqlalchemy import text
 
 from api.enrolment_tables import OperatorWalletRow
+from fabric.client.runs import RunReceipt
 from fabric.wire import link, receipts
 from fabric.wire.slot_issue import SlotIssue
 from ledger.leaves import gpu_id_hex
@@ -168,3 +172,55 @@ def test_what_makes_no_sense_is_refused(market, agent):
     assert "not of one GPU" in act(market, slot["id"], "merge", {"other": slot["id"]}, expect=422)["detail"]
     assert market.submit(gpu=["H100"], tier="spot", slot=slot["id"], expect=422)
     assert market.audit() == []
+
+
+def test_a_reserved_runs_tasks_are_proven_by_its_slots_usage(market, agent):
+    slot = issue(market)
+    act(market, slot["id"], "buy")
+    beats(agent, MINUTE + 10_000)
+    run = market.submit(gpu=["H100"], tier="reserved", slot=slot["id"])
+    grant = agent.expect(link.Grant)
+    agent.open(grant)
+    beats(agent, 10_000)
+    agent.receipt(grant, receipts.ReceiptKind.TICK, 10_000, tasks=(done(run["id"], 0),))
+    for number in (1, 2):
+        market.call("POST", "/v1/sessions/ses-alice/heartbeat")
+        beats(agent, MINUTE)
+        agent.receipt(grant, receipts.ReceiptKind.TICK, number * MINUTE, tasks=(done(run["id"], number),))
+    beats(agent, MINUTE)
+    agent.receipt(grant, receipts.ReceiptKind.CLOSE, 2 * MINUTE, tasks=(done(run["id"], 3),), reason="slot_ended")
+    agent.close()
+    market.tick(2 * 86_400_000)
+    market.call("POST", "/v1/ledger/epochs/close", who="admin", params={"wait_s": 5})
+    answer = market.call("GET", f"/v1/runs/{run['id']}/receipt")
+    receipt = RunReceipt.from_answer(json.loads(json.dumps(answer)))
+    proof = receipt.proof()
+    assert [line.task for line in proof.tasks] == [0, 1, 2]
+    assert [line.task for line in proof.open_tasks] == [3]
+    (counted,) = proof.epochs
+    assert counted.bound[0][0] == grant.lease
+    assert counted.dc == int(slot["price_dc"])
+    epoch = market.call("GET", f"/v1/ledger/epochs/{counted.epoch}")
+    assert epoch["usage_root"] == "0x" + counted.usage_root.hex()
+    assert RunReceipt.from_answer(receipt.to_answer()).proof() == proof
+    assert market.audit() == []
+    for changed in (
+        {"bound": ((grant.lease, bytes(32)),)},
+        {"bound": ()},
+        {"receipt_hash": bytes(32)},
+        {"gpu": bytes(32)},
+        {"dc": 1},
+        {"bound": (*counted.bound, ("lea_other", bytes(32)))},
+    ):
+        with pytest.raises(receipts.ReceiptError):
+            replace(receipt, epochs=(replace(counted, **changed),)).proof()
+
+
+def test_a_slot_that_nobody_runs_on_binds_nothing(market, agent):
+    slot = issue(market)
+    act(market, slot["id"], "buy")
+    beats(agent, 4 * MINUTE + 20_000)
+    with market.plane.database.read() as session:
+        rows = session.execute(text("SELECT receipt_hash, dc FROM ledger_usage")).all()
+    assert rows
+    assert {digest for digest, _ in rows} == {bytes(32)}
