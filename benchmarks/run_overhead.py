@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from benchmarks.small_fabric import WAYS, small_fabric
 
 ROUNDS = 5
 WARM_UP_TASKS = 200
@@ -34,11 +36,19 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=10_000, help="tasks per map (default 10000)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="interleaved rounds of the map (default 5)")
     parser.add_argument("--isolation", choices=("none", "bubblewrap"), default="none", help="of the tasks' child")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=tuple(WAYS),
+        default=[],
+        help="also the no-op on these ways to the gateway, sandboxed",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     os.environ["FABRIC_ISOLATION"] = arguments.isolation
     with embedded_fabric() as fabric_here:
         figures = measure(fabric_here, arguments)
+    figures |= way_figures(arguments.ways, arguments.calls)
     report = {"name": "run_overhead", "config": vars(arguments) | {"cores": os.cpu_count()}, "figures": figures}
     if arguments.json:
         print(json.dumps(report))
@@ -105,6 +115,20 @@ def measure(here: FabricHere, arguments: argparse.Namespace) -> dict[str, float]
         figures |= map_rounds(here, ray, arguments.tasks, arguments.rounds)
     with ray_client_server(here.ray_address) as address, ray_at(address) as ray:
         figures["ray_client_p50_ms"] = ray_calls(ray, arguments.calls)["ray_task_p50_ms"]
+    return figures
+
+
+def way_figures(ways: Sequence[str], calls: int) -> dict[str, float]:
+    """A no-op on a warm lease directly, over TLS or through the relay: one small fabric each, no Ray beside it."""
+    import fabric
+
+    figures = {}
+    for way in ways:
+        with small_fabric(nodes=1, **WAYS[way]):
+            for _ in range(WARM_UP_TASKS):
+                fabric.run(noop, gpu="L4")
+            warm = [timed(lambda: fabric.run(noop, gpu="L4")) for _ in range(calls)]
+        figures |= {f"fabric_run_{way}_p50_ms": percentile(warm, 50), f"fabric_run_{way}_p99_ms": percentile(warm, 99)}
     return figures
 
 
