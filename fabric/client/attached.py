@@ -13,6 +13,7 @@ from fabric.client.display import Display
 from fabric.client.events import AttemptEnded, Broken, Event, Fed, Results
 from fabric.client.options import RunOptions
 from fabric.client.pack import Packed, pack_arguments, pack_function
+from fabric.client.runs import Run
 from fabric.client.session import Session
 
 CANCEL_S = 3.0
@@ -77,7 +78,7 @@ def map_all(
     inputs: Iterable[Any],
     kwargs: Mapping[str, Any],
     options: RunOptions,
-) -> Iterator[Any]:
+) -> "Mapped":
     """The function's values over the inputs, in their order or as they come; inputs are taken as there is room.
 
     Args:
@@ -90,11 +91,35 @@ def map_all(
     Raises:
         Error: a task ended without a value, unless `return_exceptions`; its own exception is raised as itself.
     """
-    return _mapped(session, function, pack_function(function), inputs, kwargs, options)
+    packed = pack_function(function)
+    total = len(inputs) if isinstance(inputs, Sequence) else 0
+    crew = Crew(session.office, "map", options, packed, total=total, fail_fast=not options.return_exceptions)
+    return Mapped(session, crew, _mapped(session, crew, function, packed, inputs, kwargs, options))
+
+
+class Mapped(Iterator[Any]):
+    """The values of a map, and its run: logs, cost, receipts. It begins when the first value is asked for."""
+
+    def __init__(self, session: Session, crew: Crew, values: Iterator[Any]) -> None:
+        self._session = session
+        self._crew = crew
+        self._values = values
+
+    @property
+    def run(self) -> Run:
+        return Run(self._session, self._crew.run)
+
+    def __next__(self) -> Any:
+        return next(self._values)
+
+    def close(self) -> None:
+        """Ask for no more: the run ends."""
+        self._values.close()  # type: ignore[attr-defined]  # it is a generator
 
 
 def _mapped(
     session: Session,
+    crew: Crew,
     function: Callable[..., Any],
     packed: Packed,
     inputs: Iterable[Any],
@@ -103,7 +128,6 @@ def _mapped(
 ) -> Iterator[Any]:
     """Begins when the caller asks for the first value; ends the run when the caller asks for no more."""
     total = len(inputs) if isinstance(inputs, Sequence) else 0
-    crew = Crew(session.office, "map", options, packed, total=total, fail_fast=not options.return_exceptions)
     collector = Collector(Answers(function, options.returns, crew.run), options)
     session.loop.post(crew.begin)
     feeder = Feeder(session, crew, inputs, lambda item: pack_arguments((item,), kwargs, packed.modules))

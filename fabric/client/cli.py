@@ -17,6 +17,7 @@ from fabric.client.proof import RunProof
 from fabric.client.runs import Run, RunReceipt
 from fabric.client.secret import Secret
 from fabric.client.targets import is_function, load_function, read_arguments
+from fabric.client.terminal import print_line
 from fabric.placement.grammar import nominal_size_text
 from fabric.wire.amounts import format_dc
 from fabric.wire.errors import Error, InvalidRequest
@@ -170,8 +171,8 @@ def logs(
     run: RunId, *, follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it is over.")] = False
 ) -> None:
     """A run's output."""
-    for line in verbs.attach(run).logs(follow=follow):
-        print(line, flush=True)
+    for stream, line in verbs.attach(run).lines(follow=follow):
+        print_line(stream, line)
 
 
 @app.command()

@@ -7,15 +7,15 @@ from fabric.client.terminal import print_line
 
 
 def follow(run: Run) -> Any:
-    """Print what its ranks say until it is over; the value of rank 0.
+    """Print what its ranks say until it is over, each line with its rank; the value of rank 0.
 
     Raises:
         Error: it ended without a value; names the rank. An exception of the function is raised as itself.
         KeyboardInterrupt: after the run was cancelled.
     """
     try:
-        for line in run.logs(follow=True):
-            print_line(1, line)
+        for stream, line in run.lines(follow=True):
+            print_line(stream, line)
         return run.result()
     except KeyboardInterrupt:
         run.cancel()

@@ -179,8 +179,13 @@ class Run:
         self._session.call(self._session.plane.cancel(self.id))
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
-        """Its output line by line; with `follow` until the run is over."""
-        lines: SimpleQueue[str | BaseException | None] = SimpleQueue()
+        """Its output line by line; with `follow` until the run is over. On several nodes each names its rank."""
+        for _, line in self.lines(follow=follow):
+            yield line
+
+    def lines(self, *, follow: bool = False) -> Iterator[tuple[int, str]]:
+        """As `logs`, each line with its stream: 1 is stdout, 2 stderr."""
+        lines: SimpleQueue[tuple[int, str] | BaseException | None] = SimpleQueue()
         self._session.loop.post(lambda: self._session.loop.start(self._read_logs(lines, follow=follow)))
         while (line := lines.get()) is not None:
             if isinstance(line, BaseException):
@@ -244,9 +249,17 @@ class Run:
         return self._answers.read(status, list(frames.split(body, sizes)))
 
     async def _read_logs(self, lines: SimpleQueue[Any], *, follow: bool) -> None:
+        ranks: bool | None = None
         try:
             async for line in self._session.plane.logs(self.id, follow=follow):
-                lines.put(line["text"])
+                if ranks is None:
+                    ranks = _has_ranks(await self._current())
+                lines.put((line["stream"], f"[rank {line['task']}] {line['text']}" if ranks else line["text"]))
             lines.put(None)
         except Error as error:
             lines.put(error)
+
+
+def _has_ranks(facts: dict[str, Any]) -> bool:
+    """Whether its tasks are the ranks of a run on several nodes; once it prints, all of them have begun."""
+    return facts["kind"] in ("run", "submit") and any(attempt["task"] for attempt in facts["attempts"])

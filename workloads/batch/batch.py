@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,39 @@ from workloads.batch.journal import Journal
 from workloads.batch.rows import read_rows
 
 Map = Callable[..., Iterator[Any]]
+SETTLING_S = 10.0
+"""How long the last receipts of a batch are waited for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one call of `run` did. `resumed` rows were there already; `rows_per_s` counts the others."""
+    """What one call of `run` did. `resumed` rows were there already; `rows_per_s` counts the others.
+
+    `cost` is of this call, and None when its mapper's answers have no run.
+    """
 
     rows: int
     resumed: int
     failed: int
     seconds: float
     output: Path
+    cost: fabric.Cost | None = None
 
     @property
     def rows_per_s(self) -> float:
         return (self.rows - self.resumed) / self.seconds if self.seconds else 0.0
 
+    @property
+    def usd_per_1000_rows(self) -> Decimal | None:
+        """Of the rows of this call; None when nothing is known, or none were done."""
+        done = self.rows - self.resumed
+        return None if self.cost is None or not done else self.cost.accrued * 1000 / done
+
     def __str__(self) -> str:
+        spent = "" if self.cost is None else f", {self.cost}"
         return (
             f"{self.rows} rows ({self.resumed} done before, {self.failed} failed) in {self.seconds:.1f} s, "
-            f"{self.rows_per_s:.1f} rows/s: {self.output}"
+            f"{self.rows_per_s:.1f} rows/s{spent}: {self.output}"
         )
 
 
@@ -66,7 +80,7 @@ class Batch:
         self._inputs = inputs
         self._output = Path(output)
         self._map = mapper or fabric.map
-        self._keywords = keywords
+        self._keywords = keywords if mapper else {"linger": 0, **keywords}
 
     def run(self) -> Report:
         """Do what is not done yet, then write the output.
@@ -88,8 +102,9 @@ class Batch:
             )
             for answer in answers:
                 _note(journal, sent.popleft(), answer)
+            seconds = time.monotonic() - began
             journal.write_output(self._output)
-            return Report(journal.done, resumed, journal.failed, time.monotonic() - began, self._output)
+            return Report(journal.done, resumed, journal.failed, seconds, self._output, _cost(answers))
 
     def _pending(self, journal: Journal, resumed: int, sent: deque[Any]) -> Iterator[Any]:
         """The rows that are not done; each is noted when it is handed over."""
@@ -102,6 +117,20 @@ class Batch:
                 yield row
         if number + 1 < resumed:
             raise ValueError(f"the inputs have {number + 1} rows, {resumed} are done already; they were others before")
+
+
+def _cost(answers: Iterator[Any]) -> fabric.Cost | None:
+    """What the map's run cost, once its leases are back and paid, or after a moment as far as it is known."""
+    run: fabric.Run | None = getattr(answers, "run", None)
+    if run is None:
+        return None
+    until = time.monotonic() + SETTLING_S
+    try:
+        while (cost := run.cost).held and time.monotonic() < until:
+            time.sleep(0.1)
+    except fabric.Error:
+        return None  # the rows are there, whatever becomes of the bill's display
+    return cost
 
 
 def _note(journal: Journal, row: Any, answer: Any) -> None:

@@ -327,6 +327,9 @@ class SmallFabric:
             return 200, {"state": run["state"], "reason": run["reason"], "message": run["message"], "routes": routes}
         if parts[1:] == ["leases"]:
             self.grant(parts[0], content["count"])
+        elif parts[1:] == ["logs"]:
+            events = "".join(f"data: {json.dumps(line)}\n\n" for line in run.get("logs", []))
+            return 200, f"{events}event: end\ndata: {{}}\n\n".encode()
         elif parts[1:] == ["finish"]:
             run["state"], run["reason"], run["message"] = content["state"], content["reason"], content["message"]
         elif parts[1:] == ["cancel"]:
@@ -412,7 +415,7 @@ class SmallFabric:
             "reason": facts["reason"],
             "message": facts["message"],
             "leases": leases,
-            "attempts": [],
+            "attempts": facts.get("attempts", []),
             "result": facts.get("result"),
             "cost": {
                 "accrued_dc": "123456",
