@@ -6,7 +6,7 @@ import structlog
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from api import gangs, inventory, rounds, transitions
+from api import conditions, gangs, inventory, rounds, transitions
 from api.distances import write_rtts
 from api.lifecycle import ENDED_MS, LeaseEvent
 from api.plane import Plane
@@ -36,9 +36,9 @@ class AgentEvents:
         self._cluster = cluster
         self._lost: list[str] = []
 
-    def lost_changed(self, lost: list[str]) -> bool:
+    def news(self, heartbeat: link.Heartbeat) -> bool:
         """Whether a heartbeat says something new."""
-        return sorted(lost) != self._lost
+        return sorted(heartbeat.lost_nodes) != self._lost or bool(heartbeat.conditions)
 
     def handle(self, message: Any) -> str:
         """Write one message; returns why the connection ends, or "" to go on."""
@@ -115,6 +115,9 @@ class AgentEvents:
 
     def _heartbeat(self, session: Session, message: link.Heartbeat) -> None:
         """Leases on a node that was lost end; what the agent can still close, it closes."""
+        conditions.write(session, self._cluster, message.conditions, self._plane.now_ms())
+        if sorted(message.lost_nodes) == self._lost:
+            return
         self._lost = sorted(message.lost_nodes)
         newly = inventory.write_lost(session, self._plane.now_ms(), self._cluster, message.lost_nodes)
         active = [state.value for state in ACTIVE_LEASE_STATES]

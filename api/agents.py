@@ -331,7 +331,7 @@ class _Connection:
             self.pulse.heard(message.nonce_seq, self._plane.clock.monotonic_ns())
         if isinstance(message, link.Receipts):
             self._ingest.put(self, self.admitted.operator, self.admitted.session_keys, message.receipts)
-        elif not isinstance(message, link.Heartbeat) or self._events.lost_changed(message.lost_nodes):
+        elif not isinstance(message, link.Heartbeat) or self._events.news(message):
             await self._ingest.settled(self)
             return await to_thread.run_sync(self._events.handle, message)
         return ""

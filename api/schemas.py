@@ -423,6 +423,27 @@ class Gpu(_Out):
     offered: bool
     used_milli: int
     verification: "Verification"
+    condition: "Condition | None" = None
+
+
+class GpuProcess(_Out):
+    pid: int
+    memory_bytes: int | None
+
+
+class Condition(_Out):
+    """How a GPU was at `at_ms`; only for its operator's and its owner's account. null: the device does not tell."""
+
+    temperature_c: int | None
+    power_mw: int | None
+    power_limit_mw: int | None
+    utilisation_pct: int | None
+    memory_used_bytes: int | None
+    pcie_generation: int | None
+    pcie_width: int | None
+    nvlinks: int
+    processes: list[GpuProcess]
+    at_ms: int
 
 
 class Verification(_Out):

@@ -6,9 +6,11 @@ from sqlmodel import Session, col, select
 
 from api import schemas
 from api.commitments import is_draining
-from api.deps import PlaneDep, ReadSession
+from api.conditions import Viewer
+from api.deps import PlaneDep, ReadSession, Token, caller_of
 from api.errors import NotFound
 from api.lifecycle import NEAR_SILENT_MS
+from api.plane import Plane
 from api.tables import ClusterRow, GpuRow, NodeRow, OperatorRow, SessionKeyRow
 from api.verification_tables import StandingRow
 
@@ -16,17 +18,18 @@ router = APIRouter(prefix="/v1", tags=["inventory"])
 
 
 @router.get("/gpus", summary="Every GPU that was ever offered, by public id")
-def gpus(plane: PlaneDep, session: ReadSession, after: str = "", limit: int = 500) -> schemas.Gpus:
+def gpus(plane: PlaneDep, session: ReadSession, token: Token, after: str = "", limit: int = 500) -> schemas.Gpus:
+    viewer = _viewer(plane, session, token)
     query = select(GpuRow).where(col(GpuRow.id) > after).order_by(col(GpuRow.id)).limit(min(max(limit, 1), 1000))
-    return schemas.Gpus(gpus=[_gpu(session, row, plane.now_ms()) for row in session.exec(query)])
+    return schemas.Gpus(gpus=[_gpu(session, row, plane.now_ms(), viewer) for row in session.exec(query)])
 
 
 @router.get("/gpus/{gpu_id}", summary="One GPU")
-def gpu(plane: PlaneDep, session: ReadSession, gpu_id: str) -> schemas.Gpu:
+def gpu(plane: PlaneDep, session: ReadSession, token: Token, gpu_id: str) -> schemas.Gpu:
     row = session.exec(select(GpuRow).where(col(GpuRow.id) == gpu_id.lower())).first()
     if row is None:
         raise NotFound(f"there is no GPU {gpu_id}; ids are keccak256 of the UUID, 0x and 64 hexadecimal digits")
-    return _gpu(session, row, plane.now_ms())
+    return _gpu(session, row, plane.now_ms(), _viewer(plane, session, token))
 
 
 @router.get("/operators", summary="Every operator, with the keys that verify its receipts")
@@ -35,7 +38,13 @@ def operators(plane: PlaneDep, session: ReadSession) -> schemas.Operators:
     return schemas.Operators(operators=[_operator(session, row, plane.now_ms()) for row in rows])
 
 
-def _gpu(session: Session, row: GpuRow, now_ms: int) -> schemas.Gpu:
+def _viewer(plane: Plane, session: Session, token: str | None) -> Viewer:
+    """No account is needed; who has one may see more."""
+    return Viewer(session, caller_of(plane, token).customer if token else "")
+
+
+def _gpu(session: Session, row: GpuRow, now_ms: int, viewer: Viewer) -> schemas.Gpu:
+    condition = viewer.condition(row)
     node = session.get(NodeRow, (row.cluster, row.node))
     cluster = session.get_one(ClusterRow, row.cluster)
     up = _live(cluster, now_ms) and node is not None and node.present and not node.lost
@@ -53,6 +62,7 @@ def _gpu(session: Session, row: GpuRow, now_ms: int) -> schemas.Gpu:
         offered=up and row.present and row.healthy,
         used_milli=row.used_milli,
         verification=_verification(session, row.uuid),
+        condition=schemas.Condition.model_validate(condition) if condition is not None else None,
     )
 
 

@@ -330,7 +330,8 @@ class Agent:
             self._nonce = (nonce.seq, nonce.value)
 
     def _heartbeat(self, seq: int) -> None:
-        self._link.send(link.Heartbeat(nonce_seq=seq, lost_nodes=sorted(self._lost)))
+        said = [condition for client in self._nodes.values() if (condition := client.take_condition()) is not None]
+        self._link.send(link.Heartbeat(nonce_seq=seq, lost_nodes=sorted(self._lost), conditions=said))
 
     def _grant(self, grant: link.Grant) -> None:
         client = self._nodes.get(grant.node)

@@ -27,6 +27,7 @@ Node → agent on the control connection:
     wanted     [WANTED, lease, generation, run, task]           put back the newest checkpoint of this task
     logs       [LOGS, run, [[task, stream, at_ms, text], …]]
     inventory  [INVENTORY, info]                                whenever a GPU's health changed
+    condition  [CONDITION, [{uuid, temperature_c, …}, …]]       every ten seconds, of real GPUs
     proved     [PROVED, {challenge, step, error, root, openings}]
 
 Node → child:
@@ -54,6 +55,7 @@ OPENED = "opened"
 ENDED = "ended"
 LOGS = "logs"
 INVENTORY = "inventory"
+CONDITION = "condition"
 PROVED = "proved"
 
 ASSIGN = "assign"

@@ -446,6 +446,7 @@ class Node:
                 self._journal.rotate([events.encode(_held(lease.meter)) for lease in self._metered()])
             if number % PROBE_TICKS == 0:
                 self._look_again()
+                await self._tell_conditions()
             if self._control is not None:
                 self._heard = loop.time()
             elif loop.time() - self._heard > ORPHAN_S:
@@ -457,6 +458,11 @@ class Node:
         if info != self._info:
             self._info = info
             self._tell([dialect.INVENTORY, info.model_dump()])
+
+    async def _tell_conditions(self) -> None:
+        conditions = await asyncio.to_thread(self._devices.conditions)
+        if conditions:
+            self._tell([dialect.CONDITION, [one.model_dump() for one in conditions]])
 
     def _describe(self) -> Any:
         config = self._config

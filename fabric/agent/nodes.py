@@ -8,7 +8,7 @@ import structlog
 from fabric.agent import dialect
 from fabric.agent.stream import FrameStream, connect
 from fabric.wire.frames import Buffer
-from fabric.wire.link import Grant, NodeInfo, Prove
+from fabric.wire.link import GpuCondition, Grant, NodeCondition, NodeInfo, Prove
 from fabric.wire.surroundings import GANG
 
 _log = structlog.get_logger(__name__)
@@ -41,6 +41,7 @@ class NodeClient:
         self.token = token
         self.info: NodeInfo | None = None
         self.gang_address = ""
+        self._condition: NodeCondition | None = None
         self.lost_at: float | None = asyncio.get_running_loop().time()
         self._listener = listener
         self._stream: FrameStream | None = None
@@ -51,6 +52,11 @@ class NodeClient:
     @property
     def connected(self) -> bool:
         return self._stream is not None and self._stream.open and self.info is not None
+
+    def take_condition(self) -> NodeCondition | None:
+        """How its GPUs are, once for each time that it said so."""
+        condition, self._condition = self._condition, None
+        return condition
 
     async def wait_connected(self) -> None:
         """Until it is connected, or given up: then `connected` is false."""
@@ -129,6 +135,9 @@ class NodeClient:
             case [dialect.INVENTORY, dict() as info]:
                 self.info = NodeInfo.model_validate(info)
                 self._listener.on_inventory()
+            case [dialect.CONDITION, list() as gpus]:
+                found = [GpuCondition.model_validate(one) for one in gpus]
+                self._condition = NodeCondition(node=self.name, gpus=found)
             case [dialect.PROVED, dict() as answer]:
                 self._listener.on_proved(answer)
             case [dialect.NODE, dict() as hello]:

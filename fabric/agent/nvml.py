@@ -10,11 +10,12 @@ from typing import Any
 import pynvml
 
 from fabric.agent.devices import market_name
-from fabric.wire.link import GpuInfo
+from fabric.wire.link import GpuCondition, GpuInfo, GpuProcess
 
 SAMPLE_S = 0.1
 """Energy counters of the devices themselves are renewed about this often; asking more often costs and tells nothing."""
 
+_MOST_PROCESSES = 64
 _CONTROL = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
 
 
@@ -62,7 +63,11 @@ class Nvml:
 
     def joined_by_nvlink(self) -> bool:
         """Whether every device has an active NVLink."""
-        return bool(self._handles) and all(_has_nvlink(handle) for handle in self._handles.values())
+        return bool(self._handles) and all(_nvlinks(handle) for handle in self._handles.values())
+
+    def conditions(self) -> list[GpuCondition]:
+        """How every device is now; what one does not tell is None."""
+        return [_condition(uuid, handle) for uuid, handle in self._handles.items()]
 
     def _describe(self, uuid: str, handle: Any, driver: str) -> GpuInfo:
         try:
@@ -88,11 +93,38 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _has_nvlink(handle: Any) -> bool:
+def _nvlinks(handle: Any) -> int:
+    """How many are active."""
+
     def state(number: int) -> Any:
         return _or_zero(lambda one: pynvml.nvmlDeviceGetNvLinkState(one, number), handle)
 
-    return any(state(number) for number in range(pynvml.NVML_NVLINK_MAX_LINKS))
+    return sum(bool(state(number)) for number in range(pynvml.NVML_NVLINK_MAX_LINKS))
+
+
+def _condition(uuid: str, handle: Any) -> GpuCondition:
+    rates = _or_none(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    memory = _or_none(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    processes = _or_none(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+    return GpuCondition(
+        uuid=uuid,
+        temperature_c=_or_none(lambda one: pynvml.nvmlDeviceGetTemperature(one, pynvml.NVML_TEMPERATURE_GPU), handle),
+        power_mw=_or_none(pynvml.nvmlDeviceGetPowerUsage, handle),
+        power_limit_mw=_or_none(pynvml.nvmlDeviceGetPowerManagementLimit, handle),
+        utilisation_pct=None if rates is None else int(rates.gpu),
+        memory_used_bytes=None if memory is None else int(memory.used),
+        pcie_generation=_or_none(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
+        pcie_width=_or_none(pynvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
+        nvlinks=_nvlinks(handle),
+        processes=[GpuProcess(pid=int(one.pid), memory_bytes=one.usedGpuMemory) for one in processes[:_MOST_PROCESSES]],
+    )
+
+
+def _or_none(read: Any, handle: Any) -> Any:
+    try:
+        return read(handle)
+    except pynvml.NVMLError:
+        return None
 
 
 def _or_zero(read: Any, handle: Any) -> Any:

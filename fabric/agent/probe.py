@@ -11,7 +11,7 @@ import psutil
 from fabric.agent import simulated
 from fabric.agent.child import python_minor
 from fabric.agent.nvml import Nvml
-from fabric.wire.link import GpuInfo, NodeInfo
+from fabric.wire.link import GpuCondition, GpuInfo, NodeInfo
 
 
 class Devices(Protocol):
@@ -22,6 +22,7 @@ class Devices(Protocol):
     def energy_mj(self, uuid: str) -> int: ...
     def utilisation_pct(self, uuid: str) -> int: ...
     def joined_by_nvlink(self) -> bool: ...
+    def conditions(self) -> list[GpuCondition]: ...
 
 
 class SimulatedDevices(simulated.NoDevices):

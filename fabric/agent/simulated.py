@@ -4,7 +4,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from fabric.wire.link import GpuInfo
+from fabric.wire.link import GpuCondition, GpuInfo
 
 _ITEM = re.compile(r"^\s*([A-Za-z0-9]+)\s*(?::\s*(\d{1,3}))?\s*$")
 _GIB = 1 << 30
@@ -70,6 +70,9 @@ class NoDevices:
 
     def joined_by_nvlink(self) -> bool:
         return False
+
+    def conditions(self) -> list[GpuCondition]:
+        return []
 
 
 def _uuid(node: str, model: str, number: int) -> str:

@@ -16,7 +16,7 @@ from fabric.operator.browser_wallet import BrowserWallet
 from fabric.operator.enrol import ControlPlane, operator_of
 from fabric.operator.findings import Finding, Verdict, failed
 from fabric.operator.folder import OperatorFolder
-from fabric.operator.orders_cli import drain, price_app, undrain
+from fabric.operator.orders_cli import drain, price_app, selftest, undrain
 from fabric.operator.refusals import Refusals
 from fabric.operator.wallet import Signer, WalletError, from_key, open_keystore
 from fabric.wire.clock import SystemClock
@@ -27,6 +27,7 @@ app = typer.Typer(name="operator", help="Run a cluster of GPUs for the fabric.",
 app.add_typer(price_app)
 app.command()(drain)
 app.command()(undrain)
+app.command()(selftest)
 
 _KEY_VARIABLE = "OPERATOR_WALLET_KEY"
 _PASSWORD_VARIABLE = "OPERATOR_WALLET_PASSWORD"  # noqa: S105 - the name of a variable

@@ -6,6 +6,7 @@
     nodes                         the nodes Ray knows, as JSON (head)
     doctor                        this host's findings, as JSON
     drain [SECONDS]               tell all leases, and wait until they are gone (head)
+    selftest                      challenge this host's GPUs, as JSON
     stop-local                    end Ray and agent of this user here
     stop-all                      from the head: drain, and end them on every host of the cluster
     left                          what of Ray and agent still runs here; stops nothing
@@ -123,6 +124,13 @@ def _doctor() -> int:
     return 0
 
 
+def _selftest() -> int:
+    from fabric.operator.selftest import examine_here
+
+    _say(json.dumps(examine_here()))
+    return 0
+
+
 def _stop_local() -> int:
     return _report(stop.stop_local(_agent_folder()))
 
@@ -174,6 +182,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "nodes": _nodes,
     "doctor": _doctor,
     "drain": _drain,
+    "selftest": _selftest,
     "stop-local": _stop_local,
     "stop-all": _stop_all,
     "left": _left,

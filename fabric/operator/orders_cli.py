@@ -1,6 +1,7 @@
-"""`fabric operator drain | undrain | price set`: what changes a running cluster; the folder's key signs."""
+"""`fabric operator drain | undrain | price set | selftest`; what the folder's key signs changes a running cluster."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,6 +69,28 @@ def set_price(price: Price, folder: Folder = Path(), as_json: Json = False) -> N
         print(f"{place.cluster_file} is as it was: its prices do not stand on one line; change it before the next up.")
 
 
+def selftest(
+    *,
+    here: Annotated[bool, typer.Option("--here", help="Only this machine's GPUs.")] = False,
+    simulated: Annotated[str, typer.Option(help="With --here, to see how it goes without a GPU: such as L4:2.")] = "",
+    folder: Folder = Path(),
+    as_json: Json = False,
+) -> None:
+    """Challenge every machine's GPUs as the fabric does; ends with 1 unless all pass. Not while work runs there."""
+    from fabric.operator.selftest import examine_here, examine_hosts
+
+    with Refusals():
+        if simulated and not here:
+            raise InvalidRequest("--simulated is for --here alone")
+        found = {"here": examine_here(simulated)} if here else examine_hosts(OperatorFolder(folder).cluster())
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _show_tested(found)
+    bad = [one for gpus in found.values() for one in ([{"problem": gpus}] if isinstance(gpus, str) else gpus)]
+    raise typer.Exit(1 if not bad or any(one["problem"] for one in bad) else 0)
+
+
 def orders_of(place: OperatorFolder) -> Orders:
     """Orders with the folder's own key.
 
@@ -78,6 +101,20 @@ def orders_of(place: OperatorFolder) -> Orders:
     if not place.session_key_file.exists():
         raise AuthError(f"{place.session_key_file} is missing; `fabric operator renew` makes a key and delegates to it")
     return Orders(cluster, place.session_key(), SystemClock())
+
+
+def _show_tested(found: Mapping[str, list[dict[str, Any]] | str]) -> None:
+    for where, gpus in found.items():
+        if isinstance(gpus, str) or not gpus:
+            print(f"{where}  {gpus or 'no GPUs'}")
+            continue
+        for gpu in gpus:
+            times = (
+                ("product", gpu["fill_ms"], gpu["fill_limit_ms"]),
+                ("digests", gpu["digest_ms"], gpu["digest_limit_ms"]),
+            )
+            took = ", ".join(f"{what} {ms} of {limit_ms} ms" for what, ms, limit_ms in times)
+            print(f"{where}  {gpu['uuid']}  {gpu['model']}  {gpu['problem'] or 'passed: ' + took}")
 
 
 def _name(node: str, *, everything: bool) -> str:

@@ -127,12 +127,45 @@ class Nonce(_Model):
     value: bytes
 
 
+class GpuProcess(_Model):
+    """A process that computes on a GPU."""
+
+    pid: int
+    memory_bytes: int | None
+
+
+class GpuCondition(_Model):
+    """How a GPU is beside its health; None for what the device does not tell."""
+
+    uuid: str
+    temperature_c: int | None = None
+    power_mw: int | None = None
+    power_limit_mw: int | None = None
+    utilisation_pct: int | None = None
+    memory_used_bytes: int | None = None
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    nvlinks: int = 0
+    processes: list[GpuProcess] = Field(default=[], max_length=64)
+
+
+class NodeCondition(_Model):
+    """Of all GPUs of one node."""
+
+    node: str
+    gpus: list[GpuCondition] = Field(max_length=64)
+
+
 class Heartbeat(_Model):
-    """Agent → control plane, in answer to each nonce. `lost_nodes` are nodes whose node actor is gone."""
+    """Agent → control plane, in answer to each nonce. `lost_nodes` are nodes whose node actor is gone.
+
+    `conditions` are those that are new since the heartbeat before, every ten seconds or so.
+    """
 
     kind: Literal["heartbeat"] = "heartbeat"
     nonce_seq: int
     lost_nodes: list[str] = []
+    conditions: list[NodeCondition] = Field(default=[], max_length=4096)
 
 
 class Inventory(_Model):

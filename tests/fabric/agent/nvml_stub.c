@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15 };
 
 typedef struct {
     char name[96];
@@ -105,6 +105,51 @@ int nvmlDeviceGetUtilizationRates(device *d, utilisation *u) {
     if (d->broken) return GPU_IS_LOST;
     u->gpu = 50;
     u->memory = 10;
+    return SUCCESS;
+}
+
+/* One link of NVLink, PCIe 4.0 x16, 61 degrees, 250 of 700 W, and a process of 1 GiB on device 0. */
+
+int nvmlDeviceGetTemperature(device *d, int sensor, unsigned *degrees) {
+    (void)sensor;
+    if (d->broken) return GPU_IS_LOST;
+    *degrees = 61;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetPowerUsage(device *d, unsigned *mw) {
+    if (d->broken) return GPU_IS_LOST;
+    *mw = 250000;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetPowerManagementLimit(device *d, unsigned *mw) {
+    if (d->broken) return GPU_IS_LOST;
+    *mw = 700000;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetCurrPcieLinkGeneration(device *d, unsigned *n) { *n = 4; return d->broken ? GPU_IS_LOST : SUCCESS; }
+int nvmlDeviceGetCurrPcieLinkWidth(device *d, unsigned *n) { *n = 16; return d->broken ? GPU_IS_LOST : SUCCESS; }
+
+int nvmlDeviceGetNvLinkState(device *d, unsigned number, unsigned *active) {
+    if (d->broken) return GPU_IS_LOST;
+    *active = number == 0;
+    return SUCCESS;
+}
+
+typedef struct {
+    unsigned pid;
+    unsigned long long used;
+    unsigned instance, compute_instance;
+} process;
+
+int nvmlDeviceGetComputeRunningProcesses_v3(device *d, unsigned *n, process *found) {
+    if (d->broken) return GPU_IS_LOST;
+    if (d->index != 0) return *n = 0, SUCCESS;
+    if (*n < 1 || !found) return *n = 1, INSUFFICIENT_SIZE;
+    *n = 1;
+    found[0] = (process){.pid = 4321, .used = 1ull << 30};
     return SUCCESS;
 }
 

@@ -21,6 +21,7 @@ nvml.SAMPLE_S = 0
 energy.append(devices.energy_mj(first))
 print(json.dumps({
     "gpus": gpus, "energy": energy, "busy": [devices.utilisation_pct(gpu["uuid"]) for gpu in gpus],
+    "conditions": [one.model_dump() for one in devices.conditions()],
     "devices": [str(path) for path in devices.devices((first,))],
 }))
 """
@@ -78,3 +79,14 @@ def test_without_a_driver_the_simulated_gpus_are_offered_and_say_so(library):
     assert [(gpu["model"], gpu["simulated"]) for gpu in found["gpus"]] == [("L4", True)]
     assert found["gpus"][0]["uuid"].startswith("SIM-")
     assert found["energy"] == [0, 0]
+
+
+def test_how_gpus_are_is_told_and_what_a_lost_one_does_not_say_is_none(library):
+    first, second, lost = probed(library, "NVIDIA L4@23034,NVIDIA L4@23034,NVIDIA L4@23034@broken")["conditions"]
+    told = {"temperature_c": 61, "power_mw": 250_000, "power_limit_mw": 700_000, "utilisation_pct": 50}
+    told |= {"memory_used_bytes": 0, "pcie_generation": 4, "pcie_width": 16, "nvlinks": 1}
+    assert {name: first[name] for name in told} == told
+    assert (first["processes"], second["processes"]) == ([{"pid": 4321, "memory_bytes": 1 << 30}], [])
+    assert {lost[name] for name in told if name != "nvlinks"} == {None}
+    assert (lost["nvlinks"], lost["processes"]) == (0, [])
+    assert probed(library, None)["conditions"] == [], "simulated ones have none"

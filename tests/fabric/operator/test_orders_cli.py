@@ -268,3 +268,12 @@ def test_bad_prices_change_nothing(fabric):
         assert says in refused.output, (price, refused.output)
     assert "has a price already" in fabric("price", "set", "H100:spot=1", "H100:spot=2").output
     assert (fabric.prices(), fabric.place.cluster_file.read_text()) == before
+
+
+def test_a_selftest_here_says_what_came_of_it(fabric):
+    done = fabric("selftest", "--here", "--simulated", "L4:1", "--json")
+    assert done.exit_code == 0, done.output
+    (one,) = json.loads(done.output.splitlines()[-1])["here"]
+    assert (one["model"], one["problem"]) == ("L4", "")
+    assert "passed: product" in fabric("selftest", "--here", "--simulated", "L4:1").output
+    assert "for --here alone" in fabric("selftest", "--simulated", "L4:1").output

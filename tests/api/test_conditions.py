@@ -1,0 +1,54 @@
+"""How GPUs are: their operator and their owner see it, nobody else does."""
+
+import pytest
+from scripted import OTHER_KEY, Agent, gpu, nodes
+
+from api.terms import own_account
+from fabric.wire import link
+from ledger.leaves import gpu_id_hex
+
+WARM = link.GpuCondition(uuid="GPU-1", temperature_c=61, processes=[link.GpuProcess(pid=7, memory_bytes=None)])
+
+
+@pytest.fixture
+def told(fabric, agent):
+    """The agent of op-1, whose account is alice's, has said how its first GPU is."""
+    with fabric.plane.database.write() as session:
+        own_account(session, "op-1", "alice")
+    say(agent, link.NodeCondition(node="node-1", gpus=[WARM]))
+    return fabric
+
+
+def say(agent, *conditions):
+    agent.send(link.Heartbeat(nonce_seq=agent.nonce.seq, conditions=list(conditions)))
+    agent.beat()
+
+
+def seen(fabric, who, number=1):
+    headers = {"Authorization": f"Bearer key-{who}"} if who else {}
+    one = fabric.client.get(f"/v1/gpus/{gpu_id_hex(f'GPU-{number}')}", headers=headers).json()
+    listed = fabric.client.get("/v1/gpus", headers=headers).json()["gpus"]
+    assert one in listed
+    return one["condition"]
+
+
+def test_the_operators_account_sees_how_its_gpus_are(told):
+    condition = seen(told, "alice")
+    assert (condition["temperature_c"], condition["power_mw"]) == (61, None)
+    assert condition["processes"] == [{"pid": 7, "memory_bytes": None}]
+    assert seen(told, "alice", 2) is None, "nothing was said of it"
+
+
+def test_nobody_else_sees_it(told):
+    assert seen(told, "bob") is None
+    assert seen(told, "admin") is None
+    assert seen(told, "") is None
+    refused = told.client.get("/v1/gpus", headers={"Authorization": "Bearer wrong"})
+    assert refused.status_code == 401
+
+
+def test_an_agent_says_nothing_about_anothers_node(told, agent):
+    other = Agent(told, "op-2", OTHER_KEY, nodes=nodes(gpu(7), name="node-7"))
+    other.connect()
+    say(other, link.NodeCondition(node="node-1", gpus=[WARM.model_copy(update={"temperature_c": 99})]))
+    assert seen(told, "alice")["temperature_c"] == 61
