@@ -13,7 +13,7 @@ from fabric.placement.answer import Nearest, Reason
 from fabric.placement.fleet import Fleet
 from fabric.placement.grammar import GpuSpec, name_matches
 from fabric.placement.packing import Demand, fits
-from fabric.placement.request import Request
+from fabric.placement.request import TIERS, Request
 from fabric.placement.screen import BIT, Screen
 
 _DC_PER_USD = 100_000
@@ -31,9 +31,13 @@ def nearest(fleet: Fleet, request: Request, screens: list[tuple[GpuSpec, Screen]
             rows = _free_but_for(fleet, request, spec, one, reason)
             if rows.size >= request.nodes:
                 found.append(_TELLERS[reason](fleet, request, one, rows))
-        fewer = _fewer(fleet, request, spec, one)
+        fewer = (
+            _fewer(fleet, request, spec, one),
+            _fewer_nodes(fleet, request, spec, one),
+            _smaller(fleet, request, one),
+        )
         wait = _wait(fleet, request, spec, one, now_ms)
-        found += [near for near in (fewer, wait) if near is not None]
+        found += [near for near in (*fewer, wait) if near is not None]
     return tuple({near.text: near for near in found}.values())[:_MOST]
 
 
@@ -109,6 +113,14 @@ def _profile(attribute: str) -> Callable[[Fleet, int], object]:
     return lambda fleet, row: getattr(fleet.profiles[fleet.profile[row]], attribute)
 
 
+def _listed(fleet: Fleet, row: int, attribute: str) -> str:
+    return " or ".join(sorted(getattr(fleet.profiles[fleet.profile[row]], attribute)))
+
+
+def _tiers(fleet: Fleet, row: int) -> list[str]:
+    return sorted(tier for tier in TIERS if fleet.kinds[fleet.kind[row]].price(tier) is not None)
+
+
 _TELLERS: dict[Reason, Callable[[Fleet, Request, Screen, Rows], Nearest]] = {
     Reason.PRICE: _price,
     Reason.RTT: _rtt,
@@ -117,6 +129,11 @@ _TELLERS: dict[Reason, Callable[[Fleet, Request, Screen, Rows], Nearest]] = {
     Reason.REPUTATION: _place("min_reputation", "with reputation", _profile("reputation")),
     Reason.VERIFICATION: _place("min_verification", "verified to level", _profile("verification")),
     Reason.NEEDS: _needs,
+    Reason.PYTHON: _place("python", "with Python", lambda fleet, row: _listed(fleet, row, "pythons")),
+    Reason.INTERCONNECT: _place(
+        "interconnect", "with", lambda fleet, row: _listed(fleet, row, "interconnects") or "none"
+    ),
+    Reason.TIER: _place("tier", "offered", lambda fleet, row: " and ".join(_tiers(fleet, row)) or "in no tier"),
     Reason.GPU: _place("gpu", "free at", _profile("operator")),
 }
 
@@ -125,15 +142,56 @@ def _fewer(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen) -> Neares
     """The largest smaller number of GPUs per node for which there is room now."""
     if spec.count_min < 2:
         return None
-    rows = one.open_rows()
+    rows = np.flatnonzero(np.isin(one.bits(fleet), (0, BIT[Reason.GPU])) & _accepted(fleet, spec))
     rows = rows[fits(fleet, _demand(request, 1, spec.milli), rows)]
     if rows.size < request.nodes:
         return None
     free = (fleet.free[:, rows] >= spec.milli).sum(axis=0)
     count = int(np.sort(free)[-request.nodes])
+    if count >= spec.count_min:
+        return None
     able = rows[free >= count]
     text = f"{count} instead of {spec.count_min} × {_model(fleet, able)} per node"
     return Nearest("gpu", text, count, int(able.size))
+
+
+def _accepted(fleet: Fleet, spec: GpuSpec) -> npt.NDArray[np.bool_]:
+    """Rows whose GPUs are of a wanted sort, however many they are."""
+    kinds = [spec.accepts(kind.vendor, kind.model, kind.memory_bytes) for kind in fleet.kinds]
+    return np.array(kinds, np.bool_)[fleet.kind[: fleet.rows]]
+
+
+def _fewer_nodes(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen) -> Nearest | None:
+    """The most nodes of one cluster and kind on which there is room now, of a gang that wants more."""
+    if request.nodes < 2:
+        return None
+    rows = one.open_rows()
+    rows = rows[fits(fleet, _demand(request, spec.count_min, max(spec.milli, 1)), rows)]
+    if not rows.size:
+        return None
+    nodes = int(np.bincount(fleet.group[rows]).max())
+    if nodes >= request.nodes:
+        return None
+    return Nearest(
+        "nodes", f"{nodes} instead of {request.nodes} nodes with {_model(fleet, rows)}", nodes, int(rows.size)
+    )
+
+
+def _smaller(fleet: Fleet, request: Request, one: Screen) -> Nearest | None:
+    """What the largest nodes have of what is too much for all of them even when empty."""
+    rows = np.flatnonzero(one.bits(fleet) == BIT[Reason.SIZE])
+    if not rows.size:
+        return None
+    cpu, memory, disk = fleet.total[:, rows].max(axis=1).tolist()
+    sizes = (
+        ("cpu", request.cpu_milli, cpu, cpu / 1000, "cores"),
+        ("memory", request.memory_bytes, memory, memory / 2**30, "GiB of memory"),
+        ("disk", request.disk_bytes, disk, disk / 2**30, "GiB of disk"),
+    )
+    short = [size for size in sizes if size[1] > size[2]] or list(sizes)
+    text = ", ".join(f"{amount:.6g} {unit}" for *_, amount, unit in short)
+    name, _, _, amount, _ = short[0]
+    return Nearest(name, f"nodes with {_model(fleet, rows)} have at most {text}", amount, int(rows.size))
 
 
 def _wait(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen, now_ms: int) -> Nearest | None:

@@ -352,6 +352,26 @@ def test_rejections_are_counted_by_their_first_reason() -> None:
     assert explain.eligible == 1
 
 
+@pytest.mark.parametrize(
+    ("wish", "text"),
+    [
+        ({"text": "H100:12"}, "8 instead of 12 × H100 per node"),
+        ({"nodes": 3}, "2 instead of 3 nodes with H100"),
+        ({"cpu_milli": 65_000}, "nodes with H100 have at most 64 cores"),
+        ({"cpu_milli": 65_000, "memory_bytes": 513 * 10**9}, "at most 64 cores, 476.837 GiB of memory"),
+        ({"python": "3.9"}, "2 × H100 with Python 3.11 or 3.12"),
+        ({"interconnect": "infiniband"}, "2 × H100 with nvlink"),
+        ({"tier": "spot"}, "2 × H100 offered on_demand"),
+    ],
+)
+def test_what_never_fits_is_told_the_nearest_thing_that_would(wish, text) -> None:
+    facts = {"pythons": frozenset({"3.11", "3.12"}), "interconnects": frozenset({"nvlink"})}
+    fleet = fleet_of(*(node(name, prices={"on_demand": 200}, **facts) for name in ("n0", "n1")))
+    answer = refused(place(fleet, ask(**({"text": "H100:8"} | wish))))
+    assert answer.kind is Verdict.NEVER_FITS
+    assert text in answer.text
+
+
 def test_a_share_grows_to_the_next_size_that_the_device_enforces() -> None:
     mig = tuple(gpu(f"g{i}", shares_milli=(142, 285, 571)) for i in range(2))
     fleet = fleet_of(node("n0", cards=mig))
