@@ -18,6 +18,7 @@ from api.database import say
 from api.errors import Conflict, NotFound
 from api.fleet import cluster_id
 from api.fleets import note_change
+from api.lifecycle import NEAR_SILENT_MS
 from api.notice_tables import DrainRow, NoticeRow
 from api.order_tables import PriceOrderRow
 from api.plane import Plane
@@ -45,8 +46,13 @@ class Leaving:
     until_ms: int
 
 
-def drain(plane: Plane, session: Session, order: DrainOrder, key: bytes, signature: bytes) -> list[Leaving]:
-    """Take a node out of service, or back; the leases that are still on it, the last to leave last.
+def drain(
+    plane: Plane, session: Session, order: DrainOrder, key: bytes, signature: bytes
+) -> tuple[list[Leaving], bool]:
+    """Take a node out of service, or back.
+
+    Returns:
+        The leases that are still on it, the last to leave last; and whether the cluster's agent, who tells them, is heard.
 
     Raises:
         AuthError, PermissionDenied, InvalidRequest: as `_expect_signed`.
@@ -65,7 +71,8 @@ def drain(plane: Plane, session: Session, order: DrainOrder, key: bytes, signatu
     _log.info("drain", cluster=cluster.id, node=node or "all", draining=order.draining, notice_s=order.notice_s)
     if order.draining:
         _give_notices(plane, session, cluster.id, node, order.notice_s * 1000)
-    return _leaving(session, cluster.id, node)
+    heard = cluster.connected and plane.now_ms() - cluster.last_heard_ms < NEAR_SILENT_MS
+    return _leaving(session, cluster.id, node), heard
 
 
 def set_prices(

@@ -38,12 +38,16 @@ class LeavingLease(_Out):
 
 
 class Drained(_Out):
-    """`leases` are those that are still there and leave; none: the node, or the cluster, is empty."""
+    """`leases` are those that are still there and leave; none: the node, or the cluster, is empty.
+
+    While its agent is not heard, nobody tells them.
+    """
 
     cluster: str
     node: str
     draining: bool
     leases: list[LeavingLease]
+    agent_heard: bool
 
 
 class Prices(_Out):
@@ -58,9 +62,10 @@ def drain(plane: PlaneDep, session: WriteSession, body: SignedOrder) -> Drained:
     order, key, signature = _read(body)
     if not isinstance(order, DrainOrder):
         raise _misplaced(order)
-    leaving = orders.drain(plane, session, order, key, signature)
+    leaving, heard = orders.drain(plane, session, order, key, signature)
     leases = [LeavingLease(lease=one.lease, node=one.node, until_ms=one.until_ms) for one in leaving]
-    return Drained(cluster=order.cluster, node=order.node, draining=order.draining, leases=leases)
+    about = {"cluster": order.cluster, "node": order.node, "draining": order.draining}
+    return Drained(**about, leases=leases, agent_heard=heard)
 
 
 @router.post("/price", status_code=201, summary="Other prices, from now on")

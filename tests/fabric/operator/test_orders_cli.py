@@ -64,7 +64,7 @@ class World:
 
     def _stock(self):
         with self.plane.database.write() as session:
-            values = {"gateway": "", "version": "1", "connection": "", "connected": False, "last_heard_ms": 0}
+            values = {"gateway": "", "version": "1", "connection": "", "connected": True, "last_heard_ms": 2**50}
             session.add(ClusterRow(id="op-1/gpus", operator="op-1", name="gpus", **values))
             session.add(CustomerRow(id="alice", name="Alice", test=True, created_ms=0))
             session.flush()
@@ -277,3 +277,12 @@ def test_a_selftest_here_says_what_came_of_it(fabric):
     assert (one["model"], one["problem"]) == ("L4", "")
     assert "passed: product" in fabric("selftest", "--here", "--simulated", "L4:1").output
     assert "for --here alone" in fabric("selftest", "--simulated", "L4:1").output
+
+
+def test_a_stop_waits_for_nobody_whom_no_agent_can_tell(fabric):
+    fabric.lease("n1")
+    with fabric.plane.database.write() as session:
+        session.get_one(ClusterRow, "op-1/gpus").connected = False
+    waits = []
+    left = orders_of(fabric.place).empty("", 30, wait=waits.append)
+    assert ([one["lease"] for one in left], waits) == (["lease"], [])
