@@ -52,7 +52,7 @@ def drain(
     """Take a node out of service, or back.
 
     Returns:
-        The leases that are still on it, the last to leave last; and whether the cluster's agent, who tells them, is heard.
+        The leases that are still on it, the last to leave last; and whether the agent, who tells them, is heard.
 
     Raises:
         AuthError, PermissionDenied, InvalidRequest: as `_expect_signed`.
