@@ -264,6 +264,10 @@ class Broker:
             tasks_total=request.tasks,
             code=request.work.code if request.work else "",
             args=request.work.args if request.work else "",
+            # given, not left to their factories: pydantic parses a builtin's signature for each, half of a row's cost
+            explain={},
+            excluded_nodes=[],
+            evicted_gpus=[],
         )
         if stored:
             self._session.add(run)
