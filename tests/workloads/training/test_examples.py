@@ -22,7 +22,7 @@ def test_an_adapter_is_learnt_by_real_weights_and_read_again_by_peft(town, tmp_p
     from peft import PeftConfig
     from safetensors.torch import load_file
 
-    trained = finetune.main(rows=8, length=32, gpu="L4", output=tmp_path)
+    trained = finetune.main(rows=4, length=32, epochs=6, gpu="L4", output=tmp_path)
     losses = [record["loss"] for record in trained.metrics]
     assert losses[-1] < losses[0]
     assert PeftConfig.from_pretrained(tmp_path).r == 8
