@@ -1,0 +1,322 @@
+"""Receipts, ledger, epochs and pools live a random life together, beside a model in plain Python of what is billed.
+
+Leases open, tick and close by real signed receipts, which come in order, early, twice, late or of an old generation;
+agents fall silent, epochs close, GPUs join and leave pools. After each step every checker of the audit is silent.
+"""
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from scripted import BALANCE, H100_PRICE, KEY, bootstrap_file
+from sqlmodel import Session, col, select
+
+from api import bootstrap, ledger_jobs, nonces, sweeps
+from api.audit import API_CHECKS
+from api.broker import Broker
+from api.metering import Arrived, Metering
+from api.plane import build
+from api.schemas import RunRequest
+from api.settings import Settings
+from api.tables import ClusterRow, GpuRow, LeaseGpuRow, LeaseRow, NodeRow, NonceRow, PriceRow
+from fabric.wire import receipts
+from fabric.wire.clock import ManualClock
+from fabric.wire.errors import Error
+from fabric.wire.ids import new_id
+from fabric.wire.machines import ACTIVE_LEASE_STATES
+from fabric.wire.receipts import ReceiptKind
+from ledger.audit import run_audit
+from ledger.checks import LEDGER_CHECKS
+from ledger.errors import PoolTermsRefused
+from ledger.leaves import gpu_id_hex
+from ledger.poolbook import PoolBook, Signed
+from ledger.pools import Entrance
+from ledger.split import POOL_OF_ONE
+
+CLUSTER, GPUS, CUSTOMERS = "op-1/main", ("GPU-1", "GPU-2"), ("alice", "bob")
+EPOCH_S = 3_600
+CHECKS = (*LEDGER_CHECKS, *API_CHECKS)
+"""Pools are moved here without a wallet's word, which their own checkers would miss."""
+SIGNED = Signed("0x" + "11" * 20, b"s", 0)
+TOO_OLD_MS = 600_000
+
+
+@dataclass
+class Lease:
+    """What the operator knows of a lease, and what the model says it is billed."""
+
+    id: str
+    run: str
+    customer: str
+    gpu: str
+    granted_ms: int
+    claimed_ms: int = 0
+    next_seq: int = 0
+    previous: bytes = receipts.GENESIS_HASH
+    closing: bool = False
+    opened_ms: int | None = None
+    released_ms: int | None = None
+    taken: int = -1
+    closed: bool = False
+    billed_ms: int = 0
+    exact: bool = True
+    sent: list["Sent"] = field(default_factory=list)
+
+
+@dataclass
+class Sent:
+    """A signed receipt, and when the nonce that it echoes was issued."""
+
+    data: bytes
+    kind: ReceiptKind
+    seq: int
+    claim_ms: int
+    nonce_ms: int
+
+
+class ReceiptLife(RuleBasedStateMachine):
+    leases = Bundle("leases")
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="life-"))
+        shutil.copytree(_begun(), self.folder, dirs_exist_ok=True)
+        self.clock = ManualClock()
+        self.plane = build(_settings(self.folder), self.clock)
+        self.metering = Metering(self.plane)
+        self.all: list[Lease] = []
+        self.nonces: list[int] = []
+        self.pass_time(1_000)
+
+    def pass_time(self, ms: int, *, heard: bool = True) -> None:
+        self.clock.advance(ms)
+        now = self.clock.now_ms()
+        with self.plane.database.write() as session:
+            nonces.issue(session, CLUSTER, now)
+            if heard:
+                cluster = session.get_one(ClusterRow, CLUSTER)
+                cluster.last_heard_ms, cluster.connected = now, True
+                for customer in CUSTOMERS:
+                    if self.all:
+                        Broker(self.plane, session).heartbeat(customer, f"ses-{customer}")
+        self.nonces.append(now)
+        sweeps.sweep(self.plane)
+        ledger_jobs.tick(self.plane)
+        self.look()
+
+    def look(self) -> None:
+        """What the control plane decided by itself about leases: released, lost."""
+        with self.plane.database.read() as session:
+            for lease in self.all:
+                row = session.get_one(LeaseRow, lease.id)
+                if lease.released_ms is None and row.release_ms is not None:
+                    lease.released_ms = row.release_ms
+                lease.closed = lease.closed or row.state not in {state.value for state in ACTIVE_LEASE_STATES}
+                if row.state == "LOST":
+                    lease.exact = False
+
+    @rule(target=leases, customer=st.sampled_from(CUSTOMERS), budget=st.sampled_from([None, 20_000, 10_000_000]))
+    def submit(self, customer: str, budget: int | None):
+        run = RunRequest(id=new_id("run"), session=f"ses-{customer}", kind="run", python="3.11", gpu=["H100"],
+                         budget_dc=budget, queue_timeout_ms=0)  # fmt: skip
+        try:
+            with self.plane.database.write() as session:
+                Broker(self.plane, session).submit(customer, run)
+                row = session.scalars(select(LeaseRow).where(col(LeaseRow.run) == run.id)).one()
+                gpu = session.scalars(select(LeaseGpuRow.gpu).where(LeaseGpuRow.lease == row.id)).one()
+        except Error:
+            return multiple()
+        self.nonces.append(self.clock.now_ms())
+        lease = Lease(row.id, run.id, customer, gpu, self.clock.now_ms())
+        self.all.append(lease)
+        return lease
+
+    @rule(lease=leases, more=st.sampled_from([0, 1, 900, 30_000, 7_200_000]), closes=st.integers(0, 4))
+    def sign(self, lease: Lease, more: int, closes: int) -> None:
+        if lease.closing:
+            return
+        kind = ReceiptKind.OPEN if lease.next_seq == 0 else ReceiptKind.CLOSE if closes == 0 else ReceiptKind.TICK
+        lease.claimed_ms += more if kind is not ReceiptKind.OPEN else 0
+        lease.closing = kind is ReceiptKind.CLOSE
+        with self.plane.database.read() as session:
+            seq = nonces.newest(session, CLUSTER)
+            nonce = session.get_one(NonceRow, seq)
+        receipt = receipts.Receipt(
+            fabric_id=self.plane.fabric_id, operator="op-1", lease=lease.id, generation=1, seq=lease.next_seq,
+            kind=kind, nonce_seq=seq, nonce=nonce.value, previous=lease.previous,
+            gpus=(receipts.GpuLine(lease.gpu, 1000, lease.claimed_ms),),
+            runs=(receipts.RunLine(lease.run, lease.claimed_ms),), task_count=0,
+            task_root=receipts.task_root(()), simulated=True,
+            **({"reason": "done"} if kind is ReceiptKind.CLOSE else {}),
+        )  # fmt: skip
+        data = receipts.sign(receipt, (), KEY).to_bytes()
+        lease.sent.append(Sent(data, kind, lease.next_seq, lease.claimed_ms, nonce.issued_ms))
+        lease.next_seq, lease.previous = lease.next_seq + 1, receipt.hash
+
+    @rule(lease=leases)
+    def deliver_next(self, lease: Lease) -> None:
+        if lease.taken + 1 < len(lease.sent):
+            self.deliver(lease, lease.sent[lease.taken + 1])
+
+    @rule(lease=leases, data=st.data())
+    def deliver_any(self, lease: Lease, data: st.DataObject) -> None:
+        if lease.sent:
+            self.deliver(lease, data.draw(st.sampled_from(lease.sent)))
+
+    @rule(lease=leases)
+    def deliver_all_twice_and_backwards(self, lease: Lease) -> None:
+        for sent in [*lease.sent, *reversed(lease.sent)]:
+            self.deliver(lease, sent)
+
+    def deliver(self, lease: Lease, sent: Sent) -> None:
+        before = self.books()
+        self.metering.take([Arrived("op-1", (bytes(KEY.verify_key),), sent.data)])
+        if sent.seq != lease.taken + 1 or lease.closed:
+            assert self.books() == before, "what is early, known or of a lease that is over changes nothing"
+            return
+        now = self.clock.now_ms()
+        if now - sent.nonce_ms > TOO_OLD_MS:
+            assert self.books()["money"] == before["money"] or lease.released_ms is None
+            lease.exact = False
+            self.look()
+            return
+        lease.taken = sent.seq
+        if sent.kind is ReceiptKind.OPEN:
+            lease.opened_ms = max(sent.nonce_ms, lease.granted_ms)
+        self.bill(lease, sent, now)
+        if sent.kind is ReceiptKind.CLOSE:
+            lease.closed = True
+        self.look()
+
+    def bill(self, lease: Lease, sent: Sent, now: int) -> None:
+        """DESIGN §7: the smaller of claim and window, a second at least in the end."""
+        assert lease.opened_ms is not None
+        end = min((at for at in self.nonces if at > sent.nonce_ms), default=now)
+        if lease.released_ms is not None:
+            end = min(end, lease.released_ms + 5_000)
+        window = max(0, min(end, now) - lease.opened_ms)
+        least = 1_000 if sent.kind is ReceiptKind.CLOSE else 0
+        lease.billed_ms = max(min(sent.claim_ms, window), lease.billed_ms, least)
+
+    @rule(lease=leases)
+    def release(self, lease: Lease) -> None:
+        with self.plane.database.write() as session:
+            row = session.get_one(LeaseRow, lease.id)
+            active = row.state in {state.value for state in ACTIVE_LEASE_STATES}
+            if active and row.release_ms is None:
+                Broker(self.plane, session).release(row, row.generation, "done")
+                self.nonces.append(self.clock.now_ms())
+        self.look()
+
+    @rule(ms=st.sampled_from([1_000, 7_000, 29_000, 170_000, 590_000]))
+    def wait(self, ms: int) -> None:
+        while ms > 0:
+            self.pass_time(min(ms, 50_000))
+            ms -= 50_000
+
+    @rule()
+    def the_operator_falls_silent(self) -> None:
+        self.pass_time(301_000, heard=False)
+        self.pass_time(1_000)
+
+    @rule()
+    def an_epoch_passes(self) -> None:
+        self.pass_time(EPOCH_S * 1000)
+
+    @rule(gpu=st.sampled_from(GPUS), act=st.sampled_from(["join", "leave", "kick"]))
+    def move(self, gpu: str, act: str) -> None:
+        gpu_id = gpu_id_hex(gpu)
+        try:
+            with self.plane.database.write() as session:
+                book, epoch = PoolBook(session, self.plane.pool_rules), self.plane.ledger(session).epoch_now()
+                if act == "join":
+                    book.join("red", gpu_id, now_epoch=epoch, signed=SIGNED)
+                elif act == "leave":
+                    book.leave(gpu_id, now_epoch=epoch, signed=SIGNED)
+                else:
+                    book.kick(gpu_id, 4_000, now_epoch=epoch, signed=SIGNED)
+        except PoolTermsRefused:
+            return
+
+    def books(self) -> dict[str, object]:
+        with self.plane.database.read() as session:
+            ledger = self.plane.ledger(session)
+            rows = session.execute(select(LeaseGpuRow.lease, LeaseGpuRow.billed_ms, LeaseGpuRow.charged_dc)).all()
+            return {"money": [ledger.balance(customer) for customer in CUSTOMERS], "meters": sorted(map(tuple, rows))}
+
+    @invariant()
+    def bills_are_the_models(self) -> None:
+        with self.plane.database.read() as session:
+            for lease in self.all:
+                row = session.get_one(LeaseGpuRow, (lease.id, lease.gpu))
+                if lease.exact:
+                    assert row.billed_ms == lease.billed_ms
+                    due = -(-row.billed_ms * H100_PRICE // 3_600_000)
+                    assert row.charged_dc == min(due, session.get_one(LeaseRow, lease.id).set_aside_dc)
+                assert row.billed_ms <= max(1_000, self.clock.now_ms() - lease.granted_ms)
+            for customer in CUSTOMERS:
+                own = select(LeaseRow).where(col(LeaseRow.customer) == customer)
+                charged = sum(row.charged_dc for row in session.scalars(own))
+                balance = self.plane.ledger(session).balance(customer)
+                assert balance.available + balance.held + charged == BALANCE
+
+    @invariant()
+    def every_checker_is_silent(self) -> None:
+        with self.plane.database.read() as session:
+            report = run_audit(session, CHECKS, now_ms=self.clock.now_ms())
+        assert [(one.name, one.findings[0]) for one in report.results if one.findings] == []
+
+    def teardown(self) -> None:
+        if hasattr(self, "plane"):
+            self.plane.database.close()
+            shutil.rmtree(self.folder)
+
+
+def _settings(folder: Path) -> Settings:
+    return Settings(state_dir=folder, epoch_s=EPOCH_S, allow_simulated=True)
+
+
+@cache
+def _begun() -> Path:
+    """The state folder of a fabric in which nothing has happened yet; every life begins with a copy."""
+    folder = Path(tempfile.mkdtemp(prefix="life-"))
+    atexit.register(shutil.rmtree, folder)
+    clock = ManualClock()
+    plane = build(_settings(folder), clock)
+    bootstrap.apply(plane, bootstrap_file(folder))
+    with plane.database.write() as session:
+        _equip(session, clock.now_ms())
+        PoolBook(session, plane.pool_rules).found("red", POOL_OF_ONE, Entrance.OPEN, now_epoch=0, signed=SIGNED)
+    plane.database.close()
+    return folder
+
+
+def _equip(session: Session, now: int) -> None:
+    """A cluster of two GPUs whose agent is connected."""
+    session.add(ClusterRow(id=CLUSTER, operator="op-1", name="main", gateway="", version="", connection="c",
+                           connected=True, last_heard_ms=now))  # fmt: skip
+    session.flush()
+    session.add(NodeRow(cluster=CLUSTER, name="n", address="", region="eu", cpu_milli=64_000, memory_bytes=1 << 40,
+                        disk_bytes=1 << 40, python="3.11", cloudpickle="3.1.1", present=True, lost=False))  # fmt: skip
+    for uuid in GPUS:
+        session.add(GpuRow(uuid=uuid, id=gpu_id_hex(uuid), operator="op-1", cluster=CLUSTER, node="n", vendor="nvidia",
+                           model="H100", name="H100", memory_bytes=80 * 10**9, simulated=True, healthy=True,
+                           present=True, problem="", driver="", pcie="", share_sizes_milli=[], used_milli=0,
+                           first_seen_ms=now))  # fmt: skip
+    session.add(
+        PriceRow(cluster=CLUSTER, model="H100", tier="on_demand", price_dc_per_gpu_hour=H100_PRICE, since_ms=now)
+    )
+
+
+TestReceiptLife = ReceiptLife.TestCase
+TestReceiptLife.settings = settings(
+    deadline=None, stateful_step_count=20, max_examples=max(6, settings().max_examples // 16)
+)
+pytestmark = pytest.mark.timeout(300)
