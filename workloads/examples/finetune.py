@@ -20,7 +20,7 @@ def main(
     text = inspect.getsource(inspect)
     where.setdefault("gpu", "24GB..")
     adapter = Adapter(rank=8, length=length, batch_size=4, epochs=epochs, learning_rate=1e-3)
-    trained = workloads.FineTune(model, [text[: rows * length * 4]], output=output, adapter=adapter, **where).run()
+    trained = workloads.FineTune(model, [text[: rows * length * 6]], output=output, adapter=adapter, **where).run()
     first, last = trained.metrics[0]["loss"], trained.metrics[-1]["loss"]
     print(f"loss {first:.3f} at first, {last:.3f} at the end; {trained.cost}")
     return trained
