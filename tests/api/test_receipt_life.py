@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 from scripted import BALANCE, H100_PRICE, KEY, bootstrap_file
@@ -163,6 +163,34 @@ class ReceiptLife(RuleBasedStateMachine):
     def deliver_next(self, lease: Lease) -> None:
         if lease.taken + 1 < len(lease.sent):
             self.deliver(lease, lease.sent[lease.taken + 1])
+
+    @rule(
+        target=leases,
+        customer=st.sampled_from(CUSTOMERS),
+        budget=st.sampled_from([None, 20_000]),
+        work=st.lists(
+            st.tuples(st.sampled_from([1_000, 7_300, 50_000]), st.sampled_from([1, 900, 1_333, 7_200_000])),
+            min_size=1,
+            max_size=4,
+        ),
+        end=st.sampled_from(["stays open", "closes", "is released and goes on", "closes at once"]),
+    )
+    def work(self, customer: str, budget: int | None, work: list[tuple[int, int]], end: str):
+        """A lease as most are; without it little would ever be billed."""
+        lease = self.submit(customer, budget)
+        if not isinstance(lease, Lease):
+            return lease
+        for ms, more in [(1_000, 0), *([] if end == "closes at once" else work)]:
+            self.sign(lease, more, 1)
+            self.deliver_next(lease)
+            self.pass_time(ms)
+        if end == "is released and goes on":
+            self.release(lease)
+            self.pass_time(29_000)
+        if end != "stays open":
+            self.sign(lease, 7 if end == "closes at once" else 7_200_000, 0)
+            self.deliver_next(lease)
+        return lease
 
     @rule(lease=leases, data=st.data())
     def deliver_any(self, lease: Lease, data: st.DataObject) -> None:
@@ -317,8 +345,9 @@ def _equip(session: Session, now: int) -> None:
 TestReceiptLife = ReceiptLife.TestCase
 TestReceiptLife.settings = settings(
     deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink a life takes longer than to read it
     derandomize=settings().max_examples <= 100,
-    stateful_step_count=20,
-    max_examples=max(6, settings().max_examples // 16),
+    stateful_step_count=25,
+    max_examples=max(8, settings().max_examples // 12),
 )
 pytestmark = pytest.mark.timeout(300)

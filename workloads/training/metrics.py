@@ -6,6 +6,7 @@ A record has `step`, `epoch`, `loss` (the mean since the record before, over all
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from typing import Any
 MARK = "fabric-metrics: "
 """Begins a line of output that is a record."""
 
+_RANK = re.compile(r"^\[rank \d+\] ")
+
 
 def to_line(record: Mapping[str, Any]) -> str:
     return MARK + json.dumps(record)
 
 
 def of_line(line: str) -> dict[str, Any] | None:
-    """The record of a line of output; None when it is an ordinary line."""
+    """The record of a line of output; None when it is an ordinary line. On several nodes a line names its rank first."""
+    line = _RANK.sub("", line, count=1)
     if not line.startswith(MARK):
         return None
     try:

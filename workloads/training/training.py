@@ -128,7 +128,9 @@ class Training:
     def _outcome(self, run: fabric.Run, answer: Mapping[str, Any], seen: list[dict[str, Any]]) -> Trained:
         if "failed" in answer:
             raise Failed.from_json(answer["failed"]).error(answer["world_size"])
-        records = metrics.merge(answer["records"], seen)
+        records, cost = metrics.merge(answer["records"], seen), run.cost
+        if records:  # its line may have come too late to be seen
+            records[-1] |= _of_cost(cost)
         trained = Trained(
             answer["value"],
             tuple(records),
@@ -136,7 +138,7 @@ class Training:
             answer["world_size"],
             answer["attempt"],
             run.id,
-            run.cost,
+            cost,
         )
         self._keep(records)
         if self._folder is not None:

@@ -51,6 +51,7 @@ class Town:
             "FABRIC_SERVING_IDLE_S": str(idle_s),
         }  # fmt: skip
         self.start("serving", ["-m", "api.serving"], self.serving_environ)
+        self.wait(lambda: socket.create_connection(("127.0.0.1", serving), 1).close() is None)
 
     def start(self, name, arguments, environ):
         kept = {k: v for k, v in os.environ.items() if not k.startswith("FABRIC_")}

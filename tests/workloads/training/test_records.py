@@ -19,6 +19,7 @@ RECORD = {
 
 def test_a_record_comes_back_from_its_line_and_nothing_else_is_one():
     assert metrics.of_line(metrics.to_line(RECORD)) == RECORD
+    assert metrics.of_line("[rank 0] " + metrics.to_line(RECORD)) == RECORD
     for line in ("loss 3", metrics.MARK + "{", metrics.MARK + "[]", metrics.MARK + '{"step": "x"}'):
         assert metrics.of_line(line) is None
 
