@@ -22,7 +22,7 @@ def to_line(record: Mapping[str, Any]) -> str:
 
 
 def of_line(line: str) -> dict[str, Any] | None:
-    """The record of a line of output; None when it is an ordinary line. On several nodes a line names its rank first."""
+    """The record of a line of output, which on several nodes names its rank first; None when it is an ordinary line."""
     line = _RANK.sub("", line, count=1)
     if not line.startswith(MARK):
         return None
