@@ -236,7 +236,7 @@ def test_an_interrupt_cancels_the_run(small_fabric):
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        fabric.run(lambda: time.sleep(3))
+        fabric.run(lambda: time.sleep(30))
     (run,) = small_fabric.runs.values()
     assert (run["state"], run["reason"]) == ("CANCELLED", "cancelled_by_user")
 
