@@ -83,6 +83,8 @@ class Queue:
             decided = run_failed(RunState(run.state), reason, error.message)
             transitions.run_step(self._plane, self._session, run, decided)
             return False
+        if granted:
+            run.evicted_gpus = []  # what it evicted for is had, or was not needed: no later lease pays for it
         return granted > 0 or self._evicts_now(run, request, fleet, clear)
 
     def evict(self, run: RunRow, request: RunRequest, fleet: Fleet, clear: Collection[str] = ()) -> bool:

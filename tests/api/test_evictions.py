@@ -1,10 +1,10 @@
 """Spot leases leave when a higher tier needs their GPUs: with notice, for somebody, and for nothing never."""
 
 import pytest
-from scripted import H100_PRICE, Agent, gpu, nodes
+from scripted import H100_PRICE, OTHER_KEY, Agent, gpu, nodes
 
 from api import notices
-from api.tables import LeaseRow
+from api.tables import LeaseRow, RunRow
 from fabric.wire import link
 from fabric.wire.reasons import Reason
 from fabric.wire.receipts import ReceiptKind
@@ -126,6 +126,21 @@ def test_only_the_lease_for_which_somebody_had_to_leave_costs_ten_minutes(fabric
     other = fabric.submit(gpu=["H100:2"], budget_dc=10**6, tier="spot")["id"]
     assert fabric.run(run)["cost"]["accrued_dc"] == str(2 * H100_PRICE // 6)
     assert fabric.run(other)["cost"]["accrued_dc"] == "0"
+
+
+def test_who_evicted_and_was_placed_elsewhere_pays_for_the_eviction_nowhere_later(fabric, agent):
+    _, grant = spot(fabric, agent, gpus="H100:2")
+    wants = fabric.submit(gpu=["H100:2"])["id"]
+    agent.expect(link.Notice)
+    other = Agent(
+        fabric, operator="op-2", key=OTHER_KEY, nodes=nodes(gpu(8), gpu(9)), prices={"H100": {"on_demand": 100}}
+    )
+    other.connect()
+    closes(agent, grant)
+    fabric.tick()
+    assert other.expect(link.Grant).run == wants
+    with fabric.plane.database.read() as session:
+        assert session.get_one(RunRow, wants).evicted_gpus == []
 
 
 def test_the_one_that_loses_least_goes_and_only_as_many_as_needed(fabric, agent):

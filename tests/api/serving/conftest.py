@@ -62,6 +62,11 @@ class Town:
 
     def operator(self, name):
         """Start an operator with one GPU, and wait until it is offered."""
+        before = len(self.get("/v1/offers")["offers"])
+        self.begin(name, "L4:1", HERE / "operator_process.py")
+        self.wait(lambda: len(self.get("/v1/offers")["offers"]) > before)
+
+    def begin(self, name, gpus, process):
         state = self.folder / name
         state.mkdir(exist_ok=True)
         key = state / "session.key"
@@ -69,12 +74,10 @@ class Town:
         key.chmod(0o600)
         config = {
             "url": self.url, "operator": name, "cluster": f"{name}-c", "session_key_file": str(key),
-            "state_dir": str(state), "ray_address": "127.0.0.1:1", "gateway_tls": False, "simulated_gpus": "L4:1",
+            "state_dir": str(state), "ray_address": "127.0.0.1:1", "gateway_tls": False, "simulated_gpus": gpus,
             "prices": {"L4": {"on_demand": 36_000}},
         }  # fmt: skip
-        before = len(self.get("/v1/offers")["offers"])
-        self.start(name, [str(HERE / "operator_process.py"), json.dumps(config)], {})
-        self.wait(lambda: len(self.get("/v1/offers")["offers"]) > before)
+        self.start(name, [str(process), json.dumps(config)], {})
 
     def kill(self, name):
         """As kill -9 does it."""

@@ -34,8 +34,13 @@ class Liar:
         import os
         import time
 
+        self.waits = self.begun() + 1
         time.sleep(seconds)
         return os.getpid()
+
+    def begun(self):
+        """How often it was asked to wait."""
+        return getattr(self, "waits", 0)
 
     def leave(self):
         import os
@@ -122,7 +127,7 @@ def test_a_replica_that_got_its_notice_finishes_what_it_has_and_another_one_goes
     with ThreadPoolExecutor(1) as pool:
         pid = post(service, "/call/wait", {"args": [0]}).json()["value"]
         slow = pool.submit(post, service, "/call/wait", {"args": [1.5]})
-        time.sleep(0.3)  # it is under way there
+        town.wait(lambda: post(service, "/call/begun", {}).json()["value"] == 2)
         assert post(service, "/call/leave", {}).json()["value"] == pid
         others = [post(service, "/call/wait", {"args": [0]}) for _ in range(20)]
         assert {answer.status_code for answer in others} == {200}
