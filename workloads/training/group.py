@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 import traceback
@@ -97,7 +98,9 @@ class Group:
         if self._has("failed"):
             self._say(f"over/{rank}", "1")
             return Failed.from_json(json.loads(self._store.get("failed"))) if rank == 0 else None
-        raise RankLost(self._missing(error)) from error
+        lost = RankLost(self._missing(error))
+        sys.stderr.write(f"{lost}\n")  # the next attempt goes on without it; that it was lost is to be read
+        raise lost from error
 
     def _missing(self, error: BaseException) -> str:
         size = self.place.world_size

@@ -2,6 +2,7 @@
 
 import _thread
 import itertools
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -228,6 +229,15 @@ def test_refusals_of_the_control_plane_are_typed_errors(small_fabric):
         fabric.run(lambda: 1, max_price=1)
 
 
+@pytest.fixture
+def interruptible():
+    """A process that was started in the background of a shell ignores interrupts, and so would Python."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_cancels_the_run(small_fabric):
     def interrupt():
         while not small_fabric.nodes or not small_fabric.node().ran:

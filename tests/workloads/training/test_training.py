@@ -42,7 +42,8 @@ def test_a_killed_rank_of_one_node_is_named_and_resumed_sharded(town, capsys):
     )
     assert trained.attempts == 2
     assert 0 < trained.value[2] <= 30
-    assert "rank-1 ended by signal 9" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rank-1 ended by signal 9" in said or "rank 1 of 2 is gone" in said  # whichever process saw it first
 
 
 def test_a_training_stops_in_good_order_when_its_time_is_over(town):
