@@ -58,6 +58,8 @@ def lease_event(plane: Plane, session: Session, lease: LeaseRow, event: LeaseEve
         return False
     ending = lease.state in _USABLE
     lease.state = decided.state.value
+    if event is LeaseEvent.LOST and lease.reason == Reason.INTERNAL_ERROR:
+        lease.reason = reason  # who could not reach its node was right
     lease.reason = lease.reason or reason
     if ending and lease.reason in BAD_NODE:
         _avoid_node(session, lease)
@@ -199,18 +201,26 @@ def _tell_runs(plane: Plane, session: Session, lease: LeaseRow) -> None:
 
 def _lease_gone(plane: Plane, session: Session, run: RunRow, lease: LeaseRow) -> None:
     """A lease that its own customer gave back ends no run; any other end of the last lease is an attempt's end."""
-    reason = Reason(lease.reason or Reason.OPERATOR_LOST)
+    reason, text = _why_gone(lease)
     _fail_attempts(session, run.id, lease.id, plane.now_ms(), reason)
     state = RunState(run.state)
     if state is RunState.QUEUED or (reason is Reason.DONE and state is not RunState.CANCELLING):
         return
     if gangs.is_gang(run) and state is not RunState.CANCELLING:
         if gangs.is_current(session, run, lease.id):
-            gang_failed(plane, session, run, lease, reason, EXPLANATIONS[reason])
+            gang_failed(plane, session, run, lease, reason, text)
         return
     if run.detached and _has_newer_lease(session, run, lease):
         return
-    attempt_ended(plane, session, run, reason, EXPLANATIONS[reason])
+    attempt_ended(plane, session, run, reason, text)
+
+
+def _why_gone(lease: LeaseRow) -> tuple[Reason, str]:
+    """What a run hears. A node that only its customer could not reach is lost to the run; the lease is billed."""
+    reason = Reason(lease.reason or Reason.OPERATOR_LOST)
+    if lease.given_back and reason is Reason.INTERNAL_ERROR:
+        return Reason.OPERATOR_LOST, f"node {lease.node} could not be reached from the process that used the lease"
+    return reason, EXPLANATIONS[reason]
 
 
 def _has_newer_lease(session: Session, run: RunRow, lease: LeaseRow) -> bool:

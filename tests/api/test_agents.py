@@ -8,6 +8,7 @@ from sqlmodel import select
 
 from api.tables import GpuRow, LeaseRow, NonceRow
 from fabric.wire import link
+from fabric.wire.reasons import EXPLANATIONS, Reason
 from fabric.wire.receipts import ReceiptKind
 
 TICK, CLOSE = ReceiptKind.TICK, ReceiptKind.CLOSE
@@ -149,6 +150,26 @@ def test_a_release_to_a_silent_agent_loses_the_lease_at_once(fabric, agent):
     fabric.tick()
     fabric.tick(61_000)
     assert fabric.call("POST", f"/v1/leases/{grant.lease}/release", {"generation": 1})["state"] == "LOST"
+
+
+def test_a_lease_that_its_customer_cannot_reach_ends_as_a_lost_operator_and_not_as_a_fault(fabric, agent):
+    reached, lost = (fabric.submit(gpu=["H100"], retry={"on": ["interruption"], "max": 0})["id"] for _ in range(2))
+    grants = [agent.expect(link.Grant) for _ in range(2)]
+    for grant in grants:
+        agent.open(grant)
+        agent.receipt(grant, TICK, 1000)
+        fabric.call("POST", f"/v1/leases/{grant.lease}/release", {"generation": 1, "reason": "internal_error"})
+    agent.receipt(grants[0], CLOSE, 1000)
+    agent.close()
+    fabric.tick(61_000)
+    for run in (reached, lost):
+        found = fabric.run(run)
+        assert (found["state"], found["reason"]) == ("FAILED", "operator_lost"), found
+        assert "could not be reached" in found["message"] or found["message"] == EXPLANATIONS[Reason.OPERATOR_LOST]
+    states = [fabric.run(run)["leases"][0] for run in (reached, lost)]
+    assert [(one["state"], one["reason"]) for one in states] == [("CLOSED", "internal_error"), ("LOST", "operator_lost")]
+    assert int(fabric.run(reached)["cost"]["accrued_dc"]) > 0
+    assert fabric.audit() == []
 
 
 def test_a_lease_that_the_agent_came_back_without_is_lost_unless_a_receipt_of_it_comes(fabric, agent):
