@@ -17,6 +17,7 @@ from anyio import to_thread
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
+from api import egress
 from api.database import Database
 from api.errors import NotFound, PayloadTooLarge
 from api.tables import BlobRow, LeaseRow
@@ -93,6 +94,19 @@ class Blobs:
                 f"there is no blob {sha256}; it was never stored here, or its {KEPT_MS // 86_400_000} days are over"
             )
         return row
+
+    def begin_download(self, customer: str, sha256: str) -> Path:
+        """The file of a blob that its customer is about to read; counts in what may be downloaded in a day.
+
+        Raises:
+            NotFound: as `find`.
+            PayloadTooLarge: more than the customer's quota in one day.
+        """
+        with self._database.write() as session:
+            size, now = self.find(session, customer, sha256).size_bytes, self._clock.now_ms()
+            wanted = egress.downloaded(session, customer, now) + size
+            egress.count(session, customer, size, self._quota_for(session, customer, wanted), now)
+        return self.path(customer, sha256)
 
     def path(self, customer: str, sha256: str) -> Path:
         return self._folder / hashlib.sha256(customer.encode()).hexdigest()[:32] / sha256[:2] / sha256

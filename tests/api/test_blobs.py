@@ -154,3 +154,24 @@ def test_who_has_used_for_ten_dollars_may_keep_more(start):
     assert put(b"b" * 90) == 200
     assert put(b"c" * 90) == 413
     assert put(b"d" * 110, who="bob") == 413, "it is one's own use that counts"
+
+
+def test_as_much_as_may_be_stored_may_be_downloaded_in_a_day_and_more_the_next(start):
+    fabric = start(blob_quota_bytes=100)
+
+    def call(method, data, who="alice", **options):
+        headers = {"Authorization": f"Bearer key-{who}"}
+        return fabric.client.request(method, f"/v1/blobs/{sha(data)}", headers=headers, **options)
+
+    for who in ("alice", "bob"):
+        assert call("PUT", b"a" * 60, who, content=b"a" * 60).status_code == 200
+    assert call("GET", b"a" * 60).status_code == 200
+    refused = call("GET", b"a" * 60)
+    assert refused.status_code == 413
+    assert "60 bytes of blobs were downloaded today" in refused.json()["detail"]
+    assert (refused.json()["quota_bytes"], refused.json()["used_bytes"]) == (100, 60)
+    assert call("HEAD", b"a" * 60).status_code == 200
+    assert call("GET", b"a" * 60, "bob").status_code == 200, "it is one's own use that counts"
+    fabric.clock.advance(86_400_000)
+    assert call("GET", b"a" * 60).status_code == 200
+    assert fabric.audit() == []
