@@ -8,6 +8,7 @@ from sqlmodel import Session, col
 
 from api.plane import Plane
 from api.tables import ClusterRow, GpuRow, NodeRow, PriceRow
+from ledger.chain import standing_in
 from ledger.epoch import EpochClock
 from ledger.uptime import There, Uptime
 
@@ -18,13 +19,15 @@ _LOOKS_PER_EPOCH = 50
 
 
 def look(plane: Plane, session: Session) -> None:
-    """Note who is there now, if it is time to look."""
+    """Note who is there now, and who stands in for whom since, if it is time to look."""
     settings, now = plane.ledger_settings, plane.now_ms()
     uptime, epochs = Uptime(session), EpochClock(settings.genesis_ms, settings.epoch_ms)
     mark = uptime.through_ms()
     over = mark >= settings.genesis_ms and now >= epochs.end(epochs.at(mark))
     if over or now - mark >= min(LOOK_MS, settings.epoch_ms // _LOOKS_PER_EPOCH):
-        uptime.observe(there(session, now), now)
+        moved = uptime.observe(there(session, now), now)
+        if plane.chain is not None:
+            standing_in.look(session, plane.ledger(session), moved, now)
 
 
 def there(session: Session, now_ms: int) -> dict[str, There]:

@@ -52,8 +52,8 @@ def gpu_by_id(session: Session, gpu_id: str) -> GpuRow:
 
 
 def owner_of(session: Session, gpu: GpuRow) -> str:
-    """Who speaks for a GPU: its NFT's holder, else its operator's wallet."""
+    """Who speaks for a GPU: the holder of its NFT, or of that in whose place it stands, else its operator's wallet."""
     held = holders_of(session, {gpu.id}).get(gpu.id, ())
-    if held:
+    if held and held[-1][1]:
         return held[-1][1].lower()
     return wallet_of(session, session.get_one(OperatorRow, gpu.operator))

@@ -12,6 +12,7 @@ from api.acceptance import billable_ms, window_ms
 from fabric.wire.merkle import root
 from fabric.wire.receipts import ReceiptKind
 from ledger.allocate import EpochInput, GpuUsage, allocate, payout_leaves
+from ledger.chain.standing_in import Entrant, Place, stand_ins
 from ledger.emission import DEFAULT_SCHEDULE, value_wei_down
 from ledger.leaves import gpu_id_hex
 from ledger.money import mul_div_down
@@ -128,6 +129,19 @@ def dead_slot() -> Profit:
     return Profit(sold - honest, charge_due_up(HOUR_MS, H100) - honest)
 
 
+def nft_substitution() -> Profit:
+    """An operator takes an investor's GPU out and puts in its own of that model, for which nobody has an NFT: a day's
+    reward goes to the operator, or to the NFT's holder since the new GPU stands in the old one's place.
+    """
+    old, new = gpu_id_hex("old"), gpu_id_hex("new")
+    standing = stand_ins([Place(old, ((0, DAY_MS),))], [Entrant(new, DAY_MS, is_there=True)], DAY_MS)
+    holder = {old: OWNER}.get(standing.get(new, ""), OPERATOR)
+    used = UsageLine(new, OPERATOR, "op", "op", DAY_MS, charge_due_up(DAY_MS, H100))
+    paid = [allocate(_epoch([used._replace(holder=who)])).rewards for who in (OPERATOR, holder)]
+    without, ruled = (_dc_of(sum(one.wei for one in rewards if one.holder == OPERATOR)) for rewards in paid)
+    return Profit(without, ruled)
+
+
 def stale_oracle() -> Profit:
     """Burn BCT for DC at yesterday's price after it fell by half: at the oracle's word, or at the lower of price
     and its 24 h average, a price that reporters still confirm.
@@ -240,6 +254,14 @@ ATTACKS = (
         "a slot becomes usage over its time",
         dead_slot,
         "tests/api/test_slots.py::test_what_was_not_delivered_goes_back",
+    ),
+    Attack(
+        "nft_substitution",
+        "operator",
+        "puts its own GPU in an investor's place",
+        "a GPU that enrols within 30 days stands in for the NFT's",
+        nft_substitution,
+        "tests/ledger/chain/test_standing_in.py::test_the_new_gpu_earns_for_the_holder_of_the_old_ones_nft_and_who_buys_the_nft_gets_that_too",
     ),
     Attack(
         "stale_oracle",

@@ -11,7 +11,7 @@ from ledger.pools import Membership, as_of, pool_at
 from ledger.usage import Usage
 
 Holders = Sequence[tuple[int, str]]
-"""(from when in Unix ms, holder) of one GPU's NFT, in order; each until the next begins."""
+"""(from when in Unix ms, holder) of one GPU's NFT, in order; each until the next begins. Empty: who has none earns."""
 
 
 def holder_at(holders: Holders, at_ms: int) -> str | None:

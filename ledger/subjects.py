@@ -12,7 +12,7 @@ from sqlalchemy import Select, func, or_, select
 from sqlmodel import Session
 
 from ledger.bulk import among
-from ledger.chain.holders import OWNER, holders_of
+from ledger.chain.holders import OWNER, STAND_IN, holders_of
 from ledger.closing import REWARD
 from ledger.epoch import EpochClock
 from ledger.holding import Holders
@@ -142,17 +142,23 @@ def _of_pool(session: Session, pool: str, epochs: EpochClock) -> Tenures:
 
 
 def _of_holder(session: Session, holder: str, operators: Collection[str]) -> Tenures:
-    """While the holder had the NFT; before it was minted, the GPUs of operators that are paid to the same address."""
-    owned = session.execute(select(OWNER.c.gpu_id).where(func.lower(OWNER.c.holder) == holder).distinct()).scalars()
+    """While the holder had the NFT, of the GPU or of the one in whose place it stood.
+
+    Without any, the GPUs of operators that are paid to the same address.
+    """
+    owned = set(session.scalars(select(OWNER.c.gpu_id).where(func.lower(OWNER.c.holder) == holder)))
+    stood = session.scalars(select(STAND_IN.c.gpu_id).where(among(STAND_IN.c.nft_gpu_id, owned)))
     paid = _of_operators(session, operators)
-    gpu_ids = {*owned, *paid}
+    gpu_ids = {*owned, *stood, *paid}
     nfts, seen = holders_of(session, gpu_ids), _first_seen(session, gpu_ids)
     found = {}
     for gpu_id in gpu_ids:
         nft = nfts.get(gpu_id, ())
         minted = nft[0][0] if nft else FOR_EVER
+        without_nft = [(0, minted), *_held(nft, "")]
+        unminted = [piece for span in without_nft for piece in within(paid.get(gpu_id, ()), *span)]
         held = within(_held(nft, holder), seen.get(gpu_id, FOR_EVER), FOR_EVER)
-        found[gpu_id] = sorted([*within(paid.get(gpu_id, ()), 0, minted), *held])
+        found[gpu_id] = sorted([*unminted, *held])
     return found
 
 

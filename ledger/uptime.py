@@ -54,11 +54,11 @@ class Uptime:
         """Up to when it is known who was there; 0 before the first look."""
         return self._session.execute(select(func.coalesce(func.max(MARK.c.through_ms), 0))).scalar_one()
 
-    def observe(self, there: Mapping[str, There], now_ms: int) -> int:
-        """These GPUs are there now, and no others; returns how many stretches began or ended."""
+    def observe(self, there: Mapping[str, There], now_ms: int) -> frozenset[str]:
+        """These GPUs are there now, and no others; returns the operators of whom stretches began or ended."""
         mark = self.through_ms()
         if now_ms <= mark:
-            return 0
+            return frozenset()
         ends_ms = mark if now_ms - mark > LOST_SIGHT_MS else now_ms
         known = {
             row.gpu_id: There(row.operator, row.model, row.price_dc)
@@ -75,7 +75,7 @@ class Uptime:
             ]
             self._session.execute(insert(UPTIME), values)
         self._move_mark(mark, now_ms)
-        return len(over) + len(begun)
+        return frozenset({known[gpu_id].operator for gpu_id in over} | {there[gpu_id].operator for gpu_id in begun})
 
     def stretches(self, start_ms: int, end_ms: int, gpu_ids: Collection[str] | None = None) -> list[Stretch]:
         """The parts of stretches in [start, end), of these GPUs or of all, by GPU and time; what lasts ends now."""

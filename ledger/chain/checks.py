@@ -153,7 +153,7 @@ def usage_is_its_holders(session: Session) -> Iterator[Finding]:
         )
         for entry_id, holder, at_ms in rows:
             held_by = holder_at(holders, at_ms)
-            if held_by is not None and held_by != holder:
+            if held_by and held_by != holder:
                 yield Finding("ledger_usage", str(entry_id), f"booked for {holder}; {held_by} held {gpu_id} at {at_ms}")
 
 

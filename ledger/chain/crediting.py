@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlmodel import Session
 
 from ledger.chain.errors import WalletTaken
-from ledger.chain.holders import holders_of
+from ledger.chain.holders import STAND_IN, holders_of
 from ledger.chain.index import Index
 from ledger.chain.tables import (
     ClaimRow,
@@ -49,12 +49,19 @@ def book(session: Session, ledger: Ledger, events: Iterable[EventRow]) -> None:
         elif isinstance(event, ClaimRow):
             ledger.record_claim(event.gpu_id, event.holder, event.wei, source_id(event))
         elif isinstance(event, OwnerRow):
-            holders = holders_of(session, [event.gpu_id], event.block_number)
-            ledger.reassign(event.gpu_id, holders[event.gpu_id], source_id(event))
+            _reassign(session, ledger, event)
         elif isinstance(event, _OF_WALLETS):
             customer = customer_of(session, event.account)
             if customer is not None:
                 _book_of(ledger, customer, event)
+
+
+def _reassign(session: Session, ledger: Ledger, event: OwnerRow) -> None:
+    """Usage of the NFT's GPU, and of those that stood in its place, goes to who held it then."""
+    stood = session.scalars(select(STAND_IN.c.gpu_id).where(STAND_IN.c.nft_gpu_id == event.gpu_id).distinct()).all()
+    for gpu_id, holders in holders_of(session, [event.gpu_id, *stood], event.block_number).items():
+        source = source_id(event) if gpu_id == event.gpu_id else f"{source_id(event)}/{gpu_id}"
+        ledger.reassign(gpu_id, holders, source)
 
 
 def customer_of(session: Session, wallet: str) -> str | None:

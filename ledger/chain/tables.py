@@ -159,6 +159,20 @@ class OwnerRow(EventRow, table=True):
     from_ms: int = _big()
 
 
+class StandInRow(SQLModel, table=True):
+    """From ``from_ms`` on the GPU stands in the place of the one that has the NFT; empty: in nobody's any more.
+
+    Not of the chain: the control plane decides it (`ledger.chain.standing_in`), and no row ever changes.
+    """
+
+    __tablename__ = _named("chain_stand_in")
+    __table_args__ = (Index("chain_stand_in_nft", "nft_gpu_id"),)
+
+    gpu_id: str = Field(primary_key=True)
+    from_ms: int = _big(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    nft_gpu_id: str
+
+
 class PostRow(EventRow, table=True):
     """A closing that was queued; the members of the contract's ``Closing``, its value and the end of its window."""
 
@@ -253,11 +267,13 @@ EVENT_ROWS: tuple[type[EventRow], ...] = (
 )
 """What the chain said, by kind of event; any of them goes when its block goes."""
 
-_ROWS: tuple[type[SQLModel], ...] = (CursorRow, BlockRow, WalletRow, *EVENT_ROWS, OutboxRow)
+_ROWS: tuple[type[SQLModel], ...] = (CursorRow, BlockRow, WalletRow, *EVENT_ROWS, StandInRow, OutboxRow)
 
 _FINAL_NUMBER = "(SELECT coalesce(max(final_number), -1) FROM chain_cursor)"
 _FINAL = "blocks up to the cursor are final; their rows stay"
 _BACK = "what is final stays final, and a database follows one deployment"
+
+_STOOD = "who stood in for whom is a fact; a new row says what counts from then on"
 
 _REFUSE = "BEGIN RAISE EXCEPTION '%', TG_ARGV[0]; END"
 _KEEP_FINAL = (
@@ -328,6 +344,16 @@ def _protect_cursor() -> None:
     )
 
 
+def _protect_stand_ins() -> None:
+    table, verbs = table_of(StandInRow).name, ("UPDATE", "DELETE")
+    protect(
+        StandInRow,
+        sqlite=[_sqlite(table, verb, _STOOD) for verb in verbs],
+        postgresql=[*_POSTGRES_FUNCTIONS, *(_postgres(table, verb, _STOOD) for verb in (*verbs, "TRUNCATE"))],
+    )
+
+
 for _row in EVENT_ROWS:
     _protect_events(_row)
+_protect_stand_ins()
 _protect_cursor()
