@@ -3,6 +3,9 @@
 Starts an embedded fabric of its own, measures `fabric.run` of a no-op (cold and on a warm lease) and `fabric.map` of
 many small tasks, and on the very same Ray cluster a plain task, an actor call, and a task through Ray Client. Ratios of
 one run are comparable; absolute times on a shared machine are not.
+
+With `--ways` also the no-op on every way to the gateway, to a node on the agent's machine (`local`) and as to one on
+another machine (`other`: over TCP through the agent), with and without a sandbox: a small fabric each, no Ray in it.
 """
 
 import argparse
@@ -16,16 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from benchmarks.small_fabric import WAYS, small_fabric
+from benchmarks.small_fabric import PLACES, WAYS, small_fabric
 
 ROUNDS = 5
+ISOLATIONS = ("none", "bubblewrap")
 WARM_UP_TASKS = 200
 
 
@@ -35,26 +40,25 @@ def main() -> None:
     parser.add_argument("--cold", type=int, default=5, help="cold leases (default 5)")
     parser.add_argument("--tasks", type=int, default=10_000, help="tasks per map (default 10000)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="interleaved rounds of the map (default 5)")
-    parser.add_argument("--isolation", choices=("none", "bubblewrap"), default="none", help="of the tasks' child")
-    parser.add_argument(
-        "--ways",
-        nargs="+",
-        choices=tuple(WAYS),
-        default=[],
-        help="also the no-op on these ways to the gateway, sandboxed",
-    )
+    parser.add_argument("--isolation", choices=ISOLATIONS, default="none", help="of the tasks' child")
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=[], help="also the table of these ways")
+    parser.add_argument("--places", nargs="+", choices=PLACES[1:], default=list(PLACES[1:]), help="of the table's node")
+    parser.add_argument("--isolations", nargs="+", choices=ISOLATIONS, default=list(ISOLATIONS), help="in the table")
+    parser.add_argument("--only-ways", action="store_true", help="the table alone, without Ray beside it")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     os.environ["FABRIC_ISOLATION"] = arguments.isolation
-    with embedded_fabric() as fabric_here:
-        figures = measure(fabric_here, arguments)
-    figures |= way_figures(arguments.ways, arguments.calls)
+    figures: dict[str, float] = {}
+    if not arguments.only_ways:
+        with embedded_fabric() as fabric_here:
+            figures |= measure(fabric_here, arguments)
+    figures |= way_figures(arguments)
     report = {"name": "run_overhead", "config": vars(arguments) | {"cores": os.cpu_count()}, "figures": figures}
     if arguments.json:
         print(json.dumps(report))
     else:
         for name, value in figures.items():
-            print(f"{name:24} {value:12.3f}")
+            print(f"{name:44} {value:12.3f}")
 
 
 @dataclass(frozen=True)
@@ -118,17 +122,19 @@ def measure(here: FabricHere, arguments: argparse.Namespace) -> dict[str, float]
     return figures
 
 
-def way_figures(ways: Sequence[str], calls: int) -> dict[str, float]:
-    """A no-op on a warm lease directly, over TLS or through the relay: one small fabric each, no Ray beside it."""
+def way_figures(arguments: argparse.Namespace) -> dict[str, float]:
+    """A no-op on a warm lease on each way, to each place, in each isolation; what is done is said on standard error."""
     import fabric
 
-    figures = {}
-    for way in ways:
-        with small_fabric(nodes=1, **WAYS[way]):
+    figures: dict[str, float] = {}
+    for isolation, place, way in product(arguments.isolations, arguments.places, arguments.ways):
+        with small_fabric(nodes=1, place=place, isolation=isolation, **WAYS[way]):
             for _ in range(WARM_UP_TASKS):
                 fabric.run(noop, gpu="L4")
-            warm = [timed(lambda: fabric.run(noop, gpu="L4")) for _ in range(calls)]
-        figures |= {f"fabric_run_{way}_p50_ms": percentile(warm, 50), f"fabric_run_{way}_p99_ms": percentile(warm, 99)}
+            warm = [timed(lambda: fabric.run(noop, gpu="L4")) for _ in range(arguments.calls)]
+        name = f"fabric_run_{isolation}_{place}_{way}"
+        figures |= {f"{name}_p50_ms": percentile(warm, 50), f"{name}_p99_ms": percentile(warm, 99)}
+        print(f"{name}: {percentile(warm, 50):.3f} ms", file=sys.stderr, flush=True)
     return figures
 
 

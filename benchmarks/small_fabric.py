@@ -1,7 +1,7 @@
 """A control plane and an operator's nodes as real processes on this machine, without Ray.
 
 For measurements, and tests, that need the whole way from the SDK to the bill and two nodes: sandboxed, over the same
-protocols, with simulated GPUs. Run as a program it is one of its processes: `control` or `operator`.
+protocols, with simulated GPUs. Run as a program it is one of its processes: `control`, `operator` or `node`.
 """
 
 import asyncio
@@ -33,6 +33,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "relay": {"gateway_direct": False},
 }
 """How customers reach the gateway: the agent's settings for it."""
+PLACES = ("inside", "local", "other")
+"""Where nodes run: in the agent's process; in a process each, as Ray has them, which the agent reaches over a Unix
+socket, being on the same machine, or over TCP as on another one."""
 
 
 class SmallFabric:
@@ -42,10 +45,13 @@ class SmallFabric:
         folder: an empty one, for everything.
         nodes: how many.
         notice_ms: what spot leases are promised, if not what the product promises.
+        place: where the nodes run, one of `PLACES`.
         agent: further settings of the agent.
     """
 
-    def __init__(self, folder: Path, *, nodes: int = 2, notice_ms: int = 0, **agent: Any) -> None:
+    def __init__(
+        self, folder: Path, *, nodes: int = 2, notice_ms: int = 0, place: str = "inside", **agent: Any
+    ) -> None:
         self.folder = folder
         self.processes: list[subprocess.Popen[bytes]] = []
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -59,7 +65,7 @@ class SmallFabric:
         try:
             self._start("control", [str(notice_ms)], environ)
             self.wait(lambda: self.get("/readyz"), "the control plane")
-            self._start("operator", [str(nodes), json.dumps(self._config() | agent)], {})
+            self._start("operator", [str(nodes), json.dumps(self._config() | agent), place], {})
             self.wait(lambda: len(self.get("/v1/gpus")["gpus"]) == nodes, "the GPUs")
         except BaseException:
             self.tell()
@@ -175,11 +181,10 @@ def control(notice_ms: str) -> None:
     main()
 
 
-async def operator(count: str, config: str) -> None:
-    """An agent, and so many nodes of its own, in this process."""
+async def operator(count: str, config: str, place: str) -> None:
+    """An agent, and so many nodes of its own, in this process or in one each."""
     from fabric.agent.agent import Agent
     from fabric.agent.cluster import Site
-    from fabric.agent.node import Node, NodeConfig
     from fabric.agent.outbox import Outbox
     from fabric.agent.settings import AgentSettings
     from fabric.wire.clock import SystemClock
@@ -188,7 +193,7 @@ async def operator(count: str, config: str) -> None:
     settings.state_dir.mkdir()
 
     class Here:
-        """A cluster that this process is."""
+        """A cluster that this process and those it started are."""
 
         def connect(self) -> None:
             pass
@@ -197,22 +202,24 @@ async def operator(count: str, config: str) -> None:
             return sites
 
         def stop(self) -> None:
-            pass
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
 
     with ExitStack() as stack:
-        nodes = [
-            Node(
-                NodeConfig(
-                    node=f"node-{number}", address="127.0.0.1", region="lab",
-                    state_dir=settings.state_dir / f"node-{number}", token=NODE_TOKEN, isolation=settings.isolation,
-                    simulated_gpus=settings.simulated_gpus, networks=settings.networks,
-                    listen=f"unix:{stack.enter_context(tempfile.TemporaryDirectory(prefix='fab'))}/n",
-                ),
-                SystemClock(),
-            )
-            for number in range(1, int(count) + 1)
-        ]  # fmt: skip
-        sites = [Site(f"node-{at}", await node.start()) for at, node in enumerate(nodes, 1)]
+        sites, nodes, processes = [], [], []
+        for number in range(1, int(count) + 1):
+            listen = f"unix:{stack.enter_context(tempfile.TemporaryDirectory(prefix='fab'))}/n"
+            listen = "tcp:127.0.0.1" if place == "other" else listen
+            if place == "inside":
+                nodes.append(make_node(settings, number, listen))
+                address = await nodes[-1].start()
+            else:
+                command = [sys.executable, "-P", __file__, "node", config, str(number), listen]
+                processes.append(subprocess.Popen(command))  # noqa: ASYNC220 - nothing else runs yet
+                address = await asyncio.to_thread(told_in, settings.state_dir / f"node-{number}.address")
+            sites.append(Site(f"node-{number}", address))
         agent = Agent(
             settings, key=settings.session_key(), cluster=Here(), outbox=Outbox(settings.state_dir / "receipts.db"),
             node_token=NODE_TOKEN, clock=SystemClock(),
@@ -220,8 +227,43 @@ async def operator(count: str, config: str) -> None:
         await agent.run()
 
 
+async def node(config: str, number: str, listen: str) -> None:
+    """One node; says where it listens, and ends with who started it."""
+    from fabric.agent.settings import AgentSettings
+
+    settings = AgentSettings(**json.loads(config))
+    address = await make_node(settings, int(number), listen).start()
+    part = settings.state_dir / f"node-{number}.part"
+    part.write_text(address)
+    part.rename(settings.state_dir / f"node-{number}.address")
+    parent = os.getppid()
+    while os.getppid() == parent:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(1)
+
+
+def told_in(path: Path) -> str:
+    """What another process writes there, once it has."""
+    while not path.exists():
+        time.sleep(0.01)
+    return path.read_text()
+
+
+def make_node(settings: Any, number: int, listen: str) -> Any:
+    from fabric.agent.node import Node, NodeConfig
+    from fabric.wire.clock import SystemClock
+
+    return Node(
+        NodeConfig(
+            node=f"node-{number}", address="127.0.0.1", region="lab",
+            state_dir=settings.state_dir / f"node-{number}", token=NODE_TOKEN, isolation=settings.isolation,
+            simulated_gpus=settings.simulated_gpus, networks=settings.networks, listen=listen,
+        ),
+        SystemClock(),
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "control":
         control(*sys.argv[2:])
     else:
-        asyncio.run(operator(*sys.argv[2:]))
+        asyncio.run({"operator": operator, "node": node}[sys.argv[1]](*sys.argv[2:]))

@@ -28,7 +28,9 @@ async def put(plane: PlaneDep, caller: CallerDep, sha256: Digest, request: Reque
     return _view(await plane.blobs.put(caller.customer, sha256, request.stream(), _announced(request)))
 
 
-@router.get("/blobs/{sha256}", summary="The bytes; counted, as many a day as may be stored", response_class=FileResponse)
+@router.get(
+    "/blobs/{sha256}", summary="The bytes; counted, as many a day as may be stored", response_class=FileResponse
+)
 def get(plane: PlaneDep, caller: CallerDep, sha256: Digest) -> FileResponse:
     return FileResponse(plane.blobs.begin_download(caller.customer, sha256), media_type=_TYPE)
 

@@ -167,7 +167,10 @@ def test_a_lease_that_its_customer_cannot_reach_ends_as_a_lost_operator_and_not_
         assert (found["state"], found["reason"]) == ("FAILED", "operator_lost"), found
         assert "could not be reached" in found["message"] or found["message"] == EXPLANATIONS[Reason.OPERATOR_LOST]
     states = [fabric.run(run)["leases"][0] for run in (reached, lost)]
-    assert [(one["state"], one["reason"]) for one in states] == [("CLOSED", "internal_error"), ("LOST", "operator_lost")]
+    assert [(one["state"], one["reason"]) for one in states] == [
+        ("CLOSED", "internal_error"),
+        ("LOST", "operator_lost"),
+    ]
     assert int(fabric.run(reached)["cost"]["accrued_dc"]) > 0
     assert fabric.audit() == []
 
