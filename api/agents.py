@@ -7,6 +7,7 @@ again after a reconnect; what an agent says is written to rows before it is acte
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -345,15 +346,21 @@ class _Connection:
         topic = cluster_topic(self.admitted.cluster)
         while True:
             seen = self._plane.signals.seen(topic)
-            for key, message in await to_thread.run_sync(self._to_send):
-                if key not in self._sent:
-                    self._sent.add(key)
-                    self.send(message)
+            self._send_new(await to_thread.run_sync(self._to_send, asyncio.get_running_loop()))
             await self._plane.signals.wait(topic, seen, _IDLE_S)
 
-    def _to_send(self) -> list[tuple[tuple[Any, ...], Any]]:
+    def _send_new(self, found: Iterable[tuple[tuple[Any, ...], Any]]) -> None:
+        for key, message in found:
+            if key not in self._sent:
+                self._sent.add(key)
+                self.send(message)
+
+    def _to_send(self, loop: asyncio.AbstractEventLoop) -> list[tuple[tuple[Any, ...], Any]]:
+        """Notices are sent as soon as they are read, whatever else there is: somebody's time runs out."""
         held = self.admitted.held
         with self._plane.database.read() as session:
+            if urgent := notices.to_send(session, self.admitted.cluster, self._plane.now_ms()):
+                loop.call_soon_threadsafe(self._send_new, urgent)
             found: list[tuple[tuple[Any, ...], Any]] = []
             active = [state.value for state in ACTIVE_LEASE_STATES]
             query = select(LeaseRow).where(
@@ -364,7 +371,6 @@ class _Connection:
                     found.append((("grant", lease.id, lease.generation), _grant(session, lease)))
                 if lease.state == LeaseState.CLOSING.value:
                     found.append((("release", lease.id, lease.generation), _release(session, lease)))
-            found += notices.to_send(session, self.admitted.cluster, self._plane.now_ms())
             found += gangs.stops(session, self.admitted.cluster)
             return found + _work(session, self.admitted.cluster) + [*rounds.to_send(session, self.admitted.cluster)]
 

@@ -1,6 +1,7 @@
 """Everything one control plane process has, built once and handed to whoever needs it: nothing is global."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from api.settings import Settings
 from api.signals import Signals
 from api.steady import SteadyClock
 from api.tables import ClusterRow, FactRow, UptimeRow
+from fabric.wire.bands import Band
 from fabric.wire.clock import Clock
 from fabric.wire.ids import new_id
 from ledger.chain.errors import ChainError, Disagreement
@@ -57,6 +59,7 @@ class Plane:
     chain: "ChainLink | None"
     life: str
     version: str
+    bands: Mapping[str, Band]
     distances: Distances
     fleets: Fleets
 
@@ -120,6 +123,7 @@ def build(settings: Settings, clock: Clock, chain_settings: ChainSettings | None
         chain=chain,
         life=life,
         version=_version(),
+        bands=settings.bands,
         distances=Distances(),
         fleets=Fleets(),
     )

@@ -293,7 +293,7 @@ def _next_epoch(plane: Plane, now: int, random: Random) -> int:
 def _begin(plane: Plane, session: Session, operator: str, idle: Sequence[GpuRow]) -> None:
     now, name = plane.now_ms(), new_id("round")
     for gpu in idle:
-        plan = plan_for(gpu.model, gpu.memory_bytes, simulated=gpu.simulated)
+        plan = plan_for(gpu.model, gpu.memory_bytes, simulated=gpu.simulated, measured=plane.bands)
         session.add(
             ChallengeRow(
                 id=new_id("chl"),

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fabric.wire.bands import Band, read_bands
 from ledger.settings import LedgerSettings
 
 USD_E18_PER_DC = 10**13
@@ -43,6 +44,10 @@ class Settings(BaseSettings):
     challenges: bool = Field(
         default=False, description="Whether GPUs are challenged to prove what they are, at idle moments."
     )
+    gpu_bands: Path | None = Field(
+        default=None,
+        description="JSON file of measured challenge bands by model (docs/verification.md); read at start.",
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     finality_s: float = Field(default=600.0, ge=0, description="Seconds after which accepted usage cannot be undone.")
     epoch_s: int = Field(default=86_400, ge=1, description="Length of an epoch in seconds.")
@@ -63,6 +68,21 @@ class Settings(BaseSettings):
     def sqlalchemy_url(self) -> str:
         """The database's URL, with the default filled in."""
         return self.database_url or f"sqlite:///{self.state_dir.absolute() / 'fabric.db'}"
+
+    @field_validator("gpu_bands")
+    @classmethod
+    def _readable(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                read_bands(path.read_text())
+            except OSError as error:
+                raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        return path
+
+    @property
+    def bands(self) -> dict[str, Band]:
+        """The measured bands as the file says now."""
+        return read_bands(self.gpu_bands.read_text()) if self.gpu_bands is not None else {}
 
     @property
     def ledger(self) -> LedgerSettings:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from fabric.agent.page import Page
 
-LOOK_S = 0.01
+LOOK_S = 0.005
 """How often the page is looked at while something is registered."""
 
 Hook = Callable[[float], object]

@@ -27,7 +27,10 @@ class Prover(Protocol):
 
 @dataclass
 class Tested:
-    """One GPU. `problem` is empty when it passed; times in ms, with the most that each may take."""
+    """One GPU. `problem` is empty when it passed; times in ms, with the most that each may take.
+
+    `tflops` is what it reached in the product: of an honest GPU four tenths of its band's `honest_tflops` and more.
+    """
 
     uuid: str
     model: str
@@ -36,6 +39,7 @@ class Tested:
     digest_limit_ms: int
     fill_ms: int | None = None
     digest_ms: int | None = None
+    tflops: float | None = None
     problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +122,7 @@ class _Exam:
         took = self._ask("fill", self._wish(seed=self._seed, shared=shared))
         if took is not None:
             self._result.fill_ms = took
+            self._result.tflops = round(self._plan.operations / max(took, 1) / 1e9, 3)
             self._check("the product", took, self._plan.fill_limit_ms, self._plan.fill_least_ms)
 
     def digest(self, key: bytes) -> None:

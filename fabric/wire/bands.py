@@ -1,15 +1,18 @@
 """How large a challenge is for a claimed GPU and how long it may take: `gpu_bands.json` as plans.
 
-The file lies beside this module and is read once; nothing else is.
+The file lies beside this module and is read once; nothing else is. Whoever runs a control plane may have measured bands
+of their own, which come before those of the file.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any
 
-from fabric.wire.challenge import BLOCK_ROWS, Plan
+from fabric.wire.challenge import BLOCK_ROWS, MAX_EDGE, Plan
 
 FLOOR = 0.4
 """An honest GPU reaches at least so much of the peak, with everything around the product."""
@@ -36,16 +39,52 @@ class Band:
     bandwidth_gb_s: float
     source: str
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.edge, int) and 16 <= self.edge <= MAX_EDGE and self.edge % 16 == 0):
+            raise ValueError(f"edge is {self.edge!r}; allowed are 16, 32 … {MAX_EDGE}")
+        for name, least in (("honest_tflops", 1e-3), ("int8_tops", 0), ("bandwidth_gb_s", 1e-3)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e6:
+                raise ValueError(f"{name} is {value!r}; it is a number from {least:g} up to a million")
+        if self.int8_tops and self.int8_tops < self.honest_tflops:
+            raise ValueError(f"int8_tops is {self.int8_tops}, less than honest_tflops, {self.honest_tflops}; or 0")
+        if not isinstance(self.source, str):
+            raise ValueError("source says in words where the numbers are from")
 
-def band_of(model: str, *, simulated: bool = False) -> Band:
-    """The band of a market name, that of unknown models for a name that has none."""
+
+def read_bands(text: str) -> dict[str, Band]:
+    """Bands by market name, of a JSON object with the members of `Band` for each.
+
+    Raises:
+        ValueError: says which model and which member, and what would be right.
+    """
+    data = json.loads(text)
+    if not isinstance(data, dict):
+        raise ValueError('bands are an object: {"H100": {"edge": 16384, …}}')
+    wanted, bands = {one.name for one in fields(Band)}, {}
+    for model, members in data.items():
+        if not isinstance(members, dict) or set(members) != wanted:
+            raise ValueError(f"the band of {model} needs exactly the members {', '.join(sorted(wanted))}")
+        try:
+            bands[model] = Band(**members)
+        except ValueError as error:
+            raise ValueError(f"the band of {model}: {error}") from None
+    return bands
+
+
+def band_of(model: str, *, simulated: bool = False, measured: Mapping[str, Band] = MappingProxyType({})) -> Band:
+    """The band of a market name, that of unknown models for a name that has none; a measured one comes first."""
+    if not simulated and model in measured:
+        return measured[model]
     data = _file()
     return Band(**(data["simulated"] if simulated else data["models"].get(model, data["unknown"])))
 
 
-def plan_for(model: str, memory_bytes: int, *, simulated: bool = False) -> Plan:
+def plan_for(
+    model: str, memory_bytes: int, *, simulated: bool = False, measured: Mapping[str, Band] = MappingProxyType({})
+) -> Plan:
     """The challenge of a GPU that is claimed to be of this model and to have this memory."""
-    band = band_of(model, simulated=simulated)
+    band = band_of(model, simulated=simulated, measured=measured)
     block = BLOCK_ROWS * band.edge
     room = memory_bytes // SIMULATED_SCALE if simulated else int(memory_bytes * FILLED) - 16 * band.edge**2
     blocks = max(1, room // block)

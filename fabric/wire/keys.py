@@ -38,6 +38,7 @@ KNOWN_KEYS = frozenset(
         "FABRIC_BLOB_LARGE_QUOTA_BYTES",
         "FABRIC_BLOB_QUOTA_BYTES",
         "FABRIC_CHALLENGES",
+        "FABRIC_GPU_BANDS",
         "FABRIC_MAX_BLOB_BYTES",
         "FABRIC_LOG_LEVEL",
         # chain

@@ -1,5 +1,6 @@
 """Rounds of challenges: honest GPUs rise, liars are found, leases come first."""
 
+import json
 from dataclasses import asdict
 
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy import select
 from api import rounds
 from api.verification_tables import ChallengeRow, StandingRow, VerifyPlanRow
 from fabric.wire import link
+from fabric.wire.bands import plan_for, read_bands
 from fabric.wire.challenge import Plan, Prover
 from ledger.leaves import gpu_id_hex
 
@@ -161,12 +163,17 @@ class OneGpuForAll(Operator):
         return answer
 
 
-@pytest.mark.parametrize(("liar", "caught"), [(HalfTheMemory, 2), (Precomputed, 2), (OneGpuForAll, 1)])
-def test_a_liar_is_barred_at_once(fabric, agent, liar, caught):
-    liar(agent).round()
-    for uuid in H100S:
+@pytest.mark.parametrize(
+    ("liar", "gpus", "caught"), [(HalfTheMemory, 2, 2), (Precomputed, 2, 2), (OneGpuForAll, 2, 1), (OneGpuForAll, 4, 3)]
+)
+def test_a_liar_is_barred_at_once(fabric, liar, gpus, caught):
+    claimed = [f"GPU-{number}" for number in range(1, gpus + 1)]
+    agent = Agent(fabric, nodes=nodes(*(gpu(number) for number in range(1, gpus + 1))))
+    agent.connect()
+    liar(agent, claimed).round()
+    for uuid in claimed:
         until(agent, uuid, lambda found: found["passed_at_ms"] or found["failed_at_ms"])
-    found = [verification(fabric, uuid) for uuid in H100S]
+    found = [verification(fabric, uuid) for uuid in claimed]
     assert sum(one["strikes"] >= 2 and one["level"] == 0 for one in found) == caught
     assert all(one["reason"] for one in found if one["strikes"])
     fabric.submit(gpu=["H100:2"], queue_timeout_ms=0, expect=409)
@@ -181,6 +188,30 @@ def test_an_answer_faster_than_the_model_can_be_is_wrong(fabric, agent):
             row.plan = {**row.plan, "fill_least_ms": 1000}
     operator.answer_all("fill")
     until(agent, "GPU-1", lambda found: found["strikes"] == 2 and "at least 1000" in found["reason"])
+
+
+def test_a_real_gpu_is_timed_against_the_band_that_was_measured_here(start, tmp_path):
+    path = tmp_path / "bands.json"
+    band = {"edge": 16384, "honest_tflops": 1, "int8_tops": 0, "bandwidth_gb_s": 1, "source": "measured here"}
+    path.write_text(json.dumps({"H100": band}))
+    agent = Agent(start(challenges=True, gpu_bands=path), nodes=nodes(gpu(1, simulated=False)))
+    agent.connect()
+    Operator(agent, ("GPU-1",)).wait()
+    agent.expect(link.Prove)
+    with agent.fabric.plane.database.read() as session:
+        (row,) = session.scalars(select(ChallengeRow))
+    memory = gpu(1).memory_bytes
+    expected = plan_for("H100", memory, measured=read_bands(path.read_text()))
+    assert row.plan["fill_limit_ms"] == expected.fill_limit_ms > plan_for("H100", memory).fill_limit_ms
+
+
+def test_measured_bands_that_cannot_be_used_are_refused_at_the_start(start, tmp_path):
+    path = tmp_path / "bands.json"
+    with pytest.raises(ValueError, match="cannot be read"):
+        start(gpu_bands=path)
+    path.write_text('{"H100": {"edge": 3}}')
+    with pytest.raises(ValueError, match="the band of H100 needs exactly"):
+        start(gpu_bands=path)
 
 
 def test_who_does_not_answer_is_late(fabric, agent):

@@ -4,6 +4,7 @@ import itertools
 
 from fabric.agent import selftest, simulated
 from fabric.agent.examiner import ProverProcess
+from fabric.wire.bands import plan_for
 from fabric.wire.link import GpuCondition, GpuProcess
 
 GPUS = simulated.inventory("L4:2", "n")
@@ -24,6 +25,8 @@ def test_gpus_that_do_what_they_should_pass():
         assert one.problem == ""
         assert one.fill_ms is not None
         assert one.digest_ms is not None
+        operations = plan_for("L4", GPUS[0].memory_bytes, simulated=True).operations
+        assert one.tflops == round(operations / max(one.fill_ms, 1) / 1e9, 3)
 
 
 def test_a_wrong_block_is_found():
