@@ -179,6 +179,11 @@ class Agents:
         problem = problem or inventory.problem_of_hello(hello, allow_simulated=self._plane.settings.allow_simulated)
         if problem:
             raise _Refused(problem)
+        if not hello.leases and not any(node.gpus for node in hello.nodes):
+            raise _Refused(
+                f"cluster {hello.cluster!r} has no GPU to offer; `fabric operator doctor` says what its machines see",
+                final=False,
+            )
 
     def _cluster(self, session: Session, hello: link.Hello, name: str) -> ClusterRow:
         cluster = cluster_id(hello.operator, hello.cluster)

@@ -1,7 +1,10 @@
 """Enrolment of operators: join tokens (admin), and the delegations that operators' wallets sign (no account)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,8 +12,10 @@ from api import enrolment
 from api.deps import AdminDep, PlaneDep, WriteSession
 from api.schemas import Name
 from fabric.wire.delegation import Delegation, DelegationError, SignedDelegation, unhex
-from fabric.wire.errors import InvalidRequest
+from fabric.wire.errors import Error, InvalidRequest
 from fabric.wire.ids import new_id
+
+_log = structlog.get_logger(__name__)
 
 router = APIRouter(prefix="/v1/operators", tags=["operators"])
 
@@ -83,12 +88,14 @@ def join_token(plane: PlaneDep, session: WriteSession, _admin: AdminDep, body: J
 
 @router.post("/enrol", status_code=201, summary="Redeem a join token")
 def enrol(plane: PlaneDep, session: WriteSession, body: EnrolRequest) -> Accepted:
-    return _accepted(enrolment.redeem(session, plane.fabric_id, body.token, _signed(body), plane.now_ms()))
+    with _told():
+        return _accepted(enrolment.redeem(session, plane.fabric_id, body.token, _signed(body), plane.now_ms()))
 
 
 @router.post("/delegations", status_code=201, summary="Renew a delegation, or delegate to a further key")
 def delegate(plane: PlaneDep, session: WriteSession, body: SignedRequest) -> Accepted:
-    return _accepted(enrolment.renew(session, plane.fabric_id, _signed(body), plane.now_ms()))
+    with _told():
+        return _accepted(enrolment.renew(session, plane.fabric_id, _signed(body), plane.now_ms()))
 
 
 @router.post("/delegations/revoke", summary="Take a session key back, for good")
@@ -99,6 +106,16 @@ def revoke(plane: PlaneDep, session: WriteSession, body: RevokeRequest) -> dict[
         raise InvalidRequest(str(error)) from None
     enrolment.revoke(session, plane.fabric_id, body.operator, key, signature, plane.now_ms())
     return {"operator": body.operator, "session_key": body.session_key}
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Who was refused, and why, is for whoever runs this control plane to see too; the token is not."""
+    try:
+        yield
+    except Error as error:
+        _log.warning("enrolment refused", reason=str(error))
+        raise
 
 
 def _signed(body: SignedRequest) -> SignedDelegation:

@@ -7,6 +7,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Protocol
 
+import structlog
 from websockets.frames import CloseCode
 from websockets.http11 import Request
 
@@ -17,6 +18,8 @@ from fabric.wire.clock import Clock
 from fabric.wire.tokens import LeaseToken, TokenError, verify_token
 
 __all__ = ["PATH", "Gateway", "Leases", "Refusal"]
+
+_log = structlog.get_logger(__name__)
 
 PATH = "/v1/channel"
 
@@ -96,7 +99,7 @@ class Gateway:
         """The token of who may pass.
 
         Raises:
-            Denied: nobody else.
+            Denied: nobody else. Why a token opens nothing is in the log, without the token.
         """
         if request.path == PING_PATH:  # opens nothing; that there is an answer is all
             raise Denied(HTTPStatus.OK, "")
@@ -111,11 +114,14 @@ class Gateway:
         try:
             token = verify_token(compact.strip(), key, audience=self._operator, clock=self._clock)
         except TokenError as error:
-            raise Denied(HTTPStatus.UNAUTHORIZED, f"{error}\n") from None
+            raise _denied(str(error)) from None
         if self._leases.superseded(token):
-            raise Denied(HTTPStatus.UNAUTHORIZED, "the lease token is of an older generation\n")
+            raise _denied("the lease token is of an older generation", token.lease)
         if token.fingerprint != self.fingerprint:
-            raise Denied(
-                HTTPStatus.UNAUTHORIZED, "the lease token is for another certificate; fetch the run's route again\n"
-            )
+            raise _denied("the lease token is for another certificate; fetch the run's route again", token.lease)
         return token
+
+
+def _denied(why: str, lease: str = "") -> Denied:
+    _log.info("a customer was not let in", why=why, lease=lease)
+    return Denied(HTTPStatus.UNAUTHORIZED, f"{why}\n")

@@ -7,11 +7,14 @@ from typing import Protocol
 
 import cloudpickle
 import psutil
+import structlog
 
 from fabric.agent import simulated
 from fabric.agent.child import python_minor
 from fabric.agent.nvml import Nvml
 from fabric.wire.link import GpuCondition, GpuInfo, NodeInfo
+
+_log = structlog.get_logger(__name__)
 
 
 class Devices(Protocol):
@@ -42,7 +45,9 @@ def find_devices(description: str, node: str) -> Devices:
     """The real GPUs where there are any; else the simulated ones of `description`, which may be none."""
     try:
         real = Nvml()
-    except OSError:
+    except OSError as error:
+        if not description:
+            _log.warning("no driver answers here, so this node offers no GPU", node=node, error=str(error))
         return SimulatedDevices(description, node)
     if real.inventory():
         return real

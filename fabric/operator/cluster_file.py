@@ -181,6 +181,8 @@ def _nodes(nodes: Any, known: set[str]) -> dict[str, NodeSettings]:
         numbers = {key: _count(members.get(key), f"{where}.{key}") for key in _NODE_KEYS - {"labels"}}
         labels = _mapping(members.get("labels", {}), f"{where}.labels")
         found[address] = NodeSettings(**numbers, labels={str(k): str(v) for k, v in labels.items()})
+    if all(address in found and found[address].num_gpus == 0 for address in known):
+        raise ClusterFileError("provider.fabric.nodes gives every host num_gpus: 0; one at least must offer a GPU")
     return found
 
 

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 from scripted import KEY, OTHER_KEY, Agent, gpu, nodes
 from sqlmodel import select
+from structlog.testing import capture_logs
 
 from api.tables import GpuRow, LeaseRow, NonceRow
 from fabric.wire import link
@@ -50,6 +51,32 @@ def test_who_may_not_connect_is_told_why(fabric, options, word):
     assert isinstance(answer, link.Refuse)
     assert word in answer.reason
     assert answer.final
+
+
+def test_a_cluster_without_gpus_is_told_so_and_may_come_again_with_some(fabric, agent):
+    before = fabric.call("GET", "/v1/gpus")
+    empty = [one.model_copy(update={"gpus": []}) for one in nodes(gpu(9), name="node-9")]
+    for offered in ([], empty):
+        with capture_logs() as logs:
+            answer = Agent(fabric, "op-2", OTHER_KEY, nodes=offered).connect()
+        assert isinstance(answer, link.Refuse)
+        assert "no GPU to offer" in answer.reason
+        assert not answer.final
+        assert any("no GPU to offer" in line.get("reason", "") for line in logs)
+    assert fabric.call("GET", "/v1/gpus") == before
+    assert isinstance(Agent(fabric, "op-2", OTHER_KEY, nodes=nodes(gpu(9), name="node-9")).connect(), link.Welcome)
+
+
+def test_an_agent_whose_gpus_are_all_gone_comes_back_while_it_has_leases(fabric, agent):
+    fabric.submit(gpu=["H100"])
+    grant = agent.expect(link.Grant)
+    agent.open(grant)
+    agent.close()
+    agent.options["nodes"] = []
+    held = link.LeaseRef(lease=grant.lease, generation=1)
+    assert isinstance(agent.connect(held=[held]), link.Welcome)
+    agent.close()
+    assert isinstance(agent.connect(), link.Refuse)
 
 
 def test_simulated_gpus_are_refused_unless_allowed(start):

@@ -5,6 +5,7 @@ from scripted import OTHER_KEY, Agent, gpu, nodes
 
 from api.terms import own_account
 from fabric.wire import link
+from ledger.chain.tables import CursorRow, OwnerRow, WalletRow
 from ledger.leaves import gpu_id_hex
 
 WARM = link.GpuCondition(uuid="GPU-1", temperature_c=61, processes=[link.GpuProcess(pid=7, memory_bytes=None)])
@@ -45,6 +46,29 @@ def test_nobody_else_sees_it(told):
     assert seen(told, "") is None
     refused = told.client.get("/v1/gpus", headers={"Authorization": "Bearer wrong"})
     assert refused.status_code == 401
+
+
+def test_who_owns_a_gpu_sees_how_that_one_is_and_no_other(told, agent):
+    """Bob's wallet holds the NFT of the first GPU until it goes to a wallet of nobody here."""
+    say(agent, link.NodeCondition(node="node-1", gpus=[WARM, WARM.model_copy(update={"uuid": "GPU-2"})]))
+    with told.plane.database.write() as session:
+        session.add(WalletRow(address="0x" + "b0" * 20, customer="bob", linked_ms=0))
+    assert seen(told, "bob") is None
+    own(told, 1, "0x" + "b0" * 20)
+    assert seen(told, "bob")["processes"] == [{"pid": 7, "memory_bytes": None}]
+    assert seen(told, "bob", 2) is None
+    assert seen(told, "alice")["temperature_c"] == 61, "its operator sees it all the same"
+    assert seen(told, "") is None
+    own(told, 2, "0x" + "cc" * 20)
+    assert seen(told, "bob") is None, "it was sold"
+
+
+def own(fabric, block: int, holder: str) -> None:
+    """The NFT of GPU-1 goes to `holder` in that block, which is final."""
+    with fabric.plane.database.write() as session:
+        session.merge(CursorRow(chain_id=1, settlement="0x", start_block=0, final_number=block, final_hash=b""))
+        where = {"block_number": block, "log_index": 0, "tx_hash": b""}
+        session.add(OwnerRow(**where, gpu_id=gpu_id_hex("GPU-1"), holder=holder, from_ms=block))
 
 
 def test_an_agent_says_nothing_about_anothers_node(told, agent):

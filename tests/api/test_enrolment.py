@@ -7,6 +7,7 @@ import pytest
 from eth_account import Account
 from fastapi import FastAPI
 from nacl.signing import SigningKey
+from structlog.testing import capture_logs
 
 from api import enrolment, errors, keys, plane
 from api.routes import enrol
@@ -131,9 +132,12 @@ def test_a_used_token_is_refused_for_another_key(world, key):
 def test_an_expired_token_is_refused(world, key):
     invited = world.invite().json()
     world.clock.advance(7 * DAY_MS)
-    assert refused(
-        world.enrol(invited["token"], world.signed(world.delegation(invited["operator"], key), key)), "expired"
-    )
+    with capture_logs() as logs:
+        assert refused(
+            world.enrol(invited["token"], world.signed(world.delegation(invited["operator"], key), key)), "expired"
+        )
+    assert any("expired" in line.get("reason", "") for line in logs)
+    assert invited["token"] not in str(logs)
 
 
 def test_a_foreign_token_is_refused(world, key):

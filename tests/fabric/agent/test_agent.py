@@ -13,6 +13,7 @@ import cloudpickle
 import httpx
 import pytest
 from nacl.signing import SigningKey
+from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -514,11 +515,14 @@ async def test_log_lines_go_to_the_control_plane_too(operator):
 )
 async def test_a_token_that_opens_nothing_is_refused_with_the_reason(operator, token, why):
     await operator.open()
-    with pytest.raises(InvalidStatus) as refused:
+    with capture_logs() as logs, pytest.raises(InvalidStatus) as refused:
         async with operator.dial(**token):
             pass
     assert refused.value.response.status_code == 401
     assert why in refused.value.response.body.decode()
+    assert any(why in line.get("why", "") for line in logs)
+    async with operator.dial():
+        pass
 
 
 @pytest.mark.parametrize(

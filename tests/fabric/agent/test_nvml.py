@@ -81,6 +81,18 @@ def test_without_a_driver_the_simulated_gpus_are_offered_and_say_so(library):
     assert found["energy"] == [0, 0]
 
 
+def test_a_node_without_a_driver_offers_nothing_and_logs_why(library):
+    environment = {name: value for name, value in os.environ.items() if name != "NVML_STUB"}
+    program = "from fabric.agent.probe import find_devices; print(find_devices('', 'node-1').inventory())"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=environment | {"LD_LIBRARY_PATH": str(library)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "this node offers no GPU" in done.stdout
+    assert "error=" in done.stdout
+
+
 def test_how_gpus_are_is_told_and_what_a_lost_one_does_not_say_is_none(library):
     first, second, lost = probed(library, "NVIDIA L4@23034,NVIDIA L4@23034,NVIDIA L4@23034@broken")["conditions"]
     told = {"temperature_c": 61, "power_mw": 250_000, "power_limit_mw": 700_000, "utilisation_pct": 50}

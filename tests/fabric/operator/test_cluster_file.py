@@ -88,6 +88,11 @@ def test_a_missing_file_names_the_command_that_writes_it(tmp_path):
         (("provider", "fabric", "nodes"), {"10.9.9.9": {}}, "neither head_ip"),
         (("provider", "fabric", "nodes"), {"10.0.0.12": {"gpus": 1}}, "unknown key gpus"),
         (("provider", "fabric", "nodes"), {"10.0.0.12": {"num_gpus": -1}}, "whole number"),
+        (
+            ("provider", "fabric", "nodes"),
+            {host: {"num_gpus": 0} for host in (SITE.head, *SITE.workers)},
+            "one at least must offer a GPU",
+        ),
         (("provider", "fabric", "speed"), 1, "unknown key speed"),
         (("provider", "fabric", "networks"), ["everything"], "one of gang, hosts, open"),
         (("provider", "fabric", "private_networks"), ["office"], "networks"),
