@@ -14,7 +14,7 @@ It is fed by `Fleet.saw` and rebuilt at each doubling of what was seen, later ev
 arrivals in the same order always give the same outlook.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,12 +53,14 @@ class Tables:
         gang: per model and number of whole free GPUs: expected milli-GPU for requests of several GPUs.
         scarcity: per model, worth of one milli-GPU beyond what it fills.
         scale: factor that brings what a node can lose within ±1.
+        cuts: what packing has derived from these tables, by number and share of GPUs.
     """
 
     cell: Table
     gang: Table
     scarcity: Table
     scale: float
+    cuts: dict[tuple[int, int], object] = field(default_factory=dict)
 
 
 class Outlook:

@@ -19,6 +19,7 @@ _FEW = 256
 _SPREAD = SCORE_CEILING / 2 - 1
 
 Rows = npt.NDArray[np.intp]
+Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
@@ -76,7 +77,7 @@ class Packing:
         changed = fleet.changed_since(self._cursor) if state == self._seen else None
         if changed is None or len(changed) > fleet.rows:
             self._cut = _cut(tables, self.demand)
-            self._score = self._of(fleet, tables, self._cut, slice(0, fleet.rows))
+            self._score = self._of(fleet, tables, self._cut, slice(0, fleet.rows), _standing(fleet, tables))
         elif changed and self._cut is not None:
             rows = np.array([*{*changed}], np.intp)
             self._score[rows] = self._of(fleet, tables, self._cut, rows)
@@ -98,7 +99,9 @@ class Packing:
             able.sort(key=lambda column: (ranks[column], free[column]))
         return able[:count]
 
-    def _of(self, fleet: Fleet, tables: Tables, cut: "_Cut", rows: Rows | slice) -> Floats:
+    def _of(
+        self, fleet: Fleet, tables: Tables, cut: "_Cut", rows: Rows | slice, standing: "_Standing | None" = None
+    ) -> Floats:
         """Scores of some rows. Of many rows only those with room are weighed."""
         state = fleet.state[rows] if isinstance(rows, slice) else fleet.state.take(rows, axis=0)
         demand = self.demand
@@ -110,38 +113,86 @@ class Packing:
         if cut.rank is None:
             able &= state[:, 4] >= demand.count
         else:
-            best = cut.rank.take(state[:, 5:].T).min(axis=0)
+            best = np.minimum.reduce(cut.rank.take(state[:, 5:].T), axis=0)
             able &= best != _UNFIT
             if demand.milli % STEP_MILLI:
                 able &= (fleet.free[:, rows] >= demand.milli).any(axis=0)
-        if able.size <= _FEW:
+        if not np.count_nonzero(able):
+            return np.full(able.size, np.inf)
+        if standing is None and able.size <= _FEW:
             score = self._lost(tables, cut, state, best)
             score[~able] = np.inf
             return score
         found = np.flatnonzero(able)
         score = np.full(able.size, np.inf)
-        score[found] = self._lost(tables, cut, state.take(found, axis=0), None if best is None else best.take(found))
+        known = None if standing is None else standing.of(found)
+        best = None if best is None else best.take(found)
+        score[found] = self._lost(tables, cut, state.take(found, axis=0), best, known)
         return score
 
     def _lost(
-        self, tables: Tables, cut: "_Cut", state: npt.NDArray[np.int64], best: npt.NDArray[np.uint8] | None
+        self,
+        tables: Tables,
+        cut: "_Cut",
+        state: Ints,
+        best: npt.NDArray[np.uint8] | None,
+        known: tuple[Floats, Floats] | None = None,
     ) -> Floats:
+        """What rows of this state would be worth less; `known` are their sums and their worth where they are known."""
         model = state[:, 3]
-        sums = np.empty((2, model.size, 4))
-        before, after = sums
-        np.add.reduce(tables.cell.take(state[:, 5:].T, axis=0), axis=0, out=before)
         lost = cut.loss.take(model if best is None else model * (_UNFIT + 1) + best, axis=0)
-        np.subtract(before, lost, out=after)
-        room = np.empty((2, model.size, 2))
-        room[0] = state[:, :2]
-        np.subtract(state[:, :2], self._wanted[:2], out=room[1])
-        worth = _worth(sums, np.maximum(room, 1, out=room))
-        worth += tables.gang.take(model * tables.gang.shape[1] + sums[:, :, 3].astype(np.intp))
-        score = worth[0] - worth[1]
+        left = state[:, :2] - self._wanted[:2]
+        if known is None:
+            sums, room = np.empty((2, model.size, 4)), np.empty((2, model.size, 2))
+            before, room[0], room[1] = sums[0], state[:, :2], left
+            np.add.reduce(tables.cell.take(state[:, 5:].T, axis=0), axis=0, out=before)
+            np.subtract(before, lost, out=sums[1])
+            worth = _worth(tables, model, sums, room)
+            score = worth[0] - worth[1]
+        else:
+            score = known[1] - _worth(tables, model, known[0] - lost, left.astype(np.float64))
         if cut.toll is not None:
             score += cut.toll.take(model)
         score *= tables.scale * _SPREAD
         return score
+
+
+class _Standing:
+    """What each row holds and is worth as it stands, whatever is asked: a demand that weighs every row starts here."""
+
+    def __init__(self) -> None:
+        self._seen = (-1, -1)
+        self._cursor = -1
+        self._sums: Floats = np.zeros((0, 4))
+        self._worth: Floats = np.zeros(0)
+
+    def follow(self, fleet: Fleet, tables: Tables) -> None:
+        """Work out again what has changed."""
+        state = (fleet.outlook.version, fleet.rows)
+        changed = fleet.changed_since(self._cursor) if state == self._seen else None
+        if changed is None or len(changed) > fleet.rows:
+            self._sums, self._worth = self._of(tables, fleet.state[: fleet.rows])
+        elif changed:
+            rows = np.array([*{*changed}], np.intp)
+            self._sums[rows], self._worth[rows] = self._of(tables, fleet.state.take(rows, axis=0))
+        self._seen, self._cursor = state, fleet.now_at
+
+    def of(self, rows: Rows) -> tuple[Floats, Floats]:
+        return self._sums.take(rows, axis=0), self._worth.take(rows)
+
+    def _of(self, tables: Tables, state: Ints) -> tuple[Floats, Floats]:
+        sums = np.add.reduce(tables.cell.take(state[:, 5:].T, axis=0), axis=0)
+        return sums, _worth(tables, state[:, 3], sums, state[:, :2].astype(np.float64))
+
+
+def _standing(fleet: Fleet, tables: Tables) -> _Standing:
+    """The fleet's, up to date."""
+    known = fleet.packings.recall("standing")
+    if not isinstance(known, _Standing):
+        known = _Standing()
+        fleet.packings.keep("standing", known, fleet.rows)
+    known.follow(fleet, tables)
+    return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +212,15 @@ class _Cut:
 
 
 def _cut(tables: Tables, demand: Demand) -> _Cut:
+    """What the demand takes, shared by all that want the same of GPUs."""
+    key = (demand.count, demand.milli)
+    known = tables.cuts.get(key)
+    if not isinstance(known, _Cut):
+        known = tables.cuts[key] = _made_cut(tables, demand)
+    return known
+
+
+def _made_cut(tables: Tables, demand: Demand) -> _Cut:
     """Holes by what they lose when the share is cut from them; the smaller hole first where that is equal."""
     toll = tables.scarcity * (demand.count * demand.milli) if tables.scarcity.any() else None
     if demand.milli == WHOLE_MILLI:
@@ -178,26 +238,32 @@ def _cut(tables: Tables, demand: Demand) -> _Cut:
     return _Cut(rank.reshape(-1), loss.reshape(-1, 4), toll)
 
 
-def _worth(sums: Floats, room: Floats) -> Floats:
-    """Milli-GPU that arrivals would come to fill: the sums' first while CPU and memory last, less as they run short.
+def _worth(tables: Tables, model: Ints, sums: Floats, room: Floats) -> Floats:
+    """Milli-GPU that arrivals would come to fill: the sums' first while CPU and memory last, less as they run short,
+    and what whole free GPUs mean to those who want several.
 
     The three limits are joined smoothly (an 8-norm), because arrivals vary: a node with just enough CPU on average
     runs out of it before its GPUs are full about half of the time.
 
     Args:
+        tables: the outlook's.
+        model: per row.
         sums: (…, row, 4), as `Tables.cell` summed over a row's GPUs.
-        room: (…, row, 2), free CPU and memory, at least 1.
+        room: (…, row, 2), free CPU and memory; overwritten.
     """
-    need = sums[:, :, 1:3] / room
+    np.maximum(room, 1, out=room)
+    need = np.divide(sums[..., 1:3], room, out=room)
     need *= need
     need *= need
     need *= need
-    short = need[:, :, 0] + need[:, :, 1]
+    short = need[..., 0] + need[..., 1]
     short += 1
     np.sqrt(short, out=short)
     np.sqrt(short, out=short)
     np.sqrt(short, out=short)
-    return sums[:, :, 0] / short
+    worth = np.divide(sums[..., 0], short, out=short)
+    worth += tables.gang.take(model * tables.gang.shape[1] + sums[..., 3].astype(np.intp))
+    return worth
 
 
 def _wanted(demand: Demand) -> tuple[tuple[int], tuple[int], tuple[int]]:

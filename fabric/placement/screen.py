@@ -65,14 +65,19 @@ class Screen:
         self.open_count = int(np.count_nonzero(self.order < np.inf))
         self.rejected = self._rejected(sorts)
         open_sorts = np.flatnonzero((self._by_sort == 0) & (sorts.rows > 0))
+        self._bits: Bits | None = None
         self.sizes = tuple(sorted({self.milli[kind] for kind in sorts.kind[open_sorts].tolist()}))
 
     def bits(self, fleet: Fleet) -> Bits:
-        """Per row all reasons against it, 0 for none, negative for rows that are no more; never `TAKEN`."""
-        bits = self._by_sort[fleet.sort[: fleet.rows]]
-        bits[self._excluded] |= BIT[Reason.EXCLUDED]
-        bits[~fleet.alive[: fleet.rows]] = -1
-        return bits
+        """Per row all reasons against it, 0 for none, negative for rows that are no more; never `TAKEN`.
+
+        The array is the screen's own.
+        """
+        if self._bits is None:
+            self._bits = self._by_sort[fleet.sort[: fleet.rows]]
+            self._bits[self._excluded] |= BIT[Reason.EXCLUDED]
+            self._bits[~fleet.alive[: fleet.rows]] = -1
+        return self._bits
 
     def open_rows(self) -> npt.NDArray[np.intp]:
         """Rows with no reason against them."""
