@@ -160,7 +160,7 @@ class Choice:
 
     def _placement(self, best: Best, taken: Sequence[Sequence[int]], evicts: tuple[str, ...]) -> Placement:
         fleet, request, first = self.fleet, self.request, best.rows[0]
-        kind_id, profile_id = int(fleet.kind[first]), int(fleet.profile[first])
+        kind_id, profile_id = fleet.kind.item(first), fleet.profile.item(first)
         kind, profile, milli = fleet.kinds[kind_id], fleet.profiles[profile_id], self.screen.milli[kind_id]
         assignments = [
             Assignment(
@@ -204,7 +204,7 @@ class Choice:
 
     def _alternative(self, row: int) -> Alternative:
         fleet = self.fleet
-        kind_id, profile_id = int(fleet.kind[row]), int(fleet.profile[row])
+        kind_id, profile_id = fleet.kind.item(row), fleet.profile.item(row)
         profile = fleet.profiles[profile_id]
         price, rtt_ms = self.screen.price[kind_id], self._rtt(profile_id)
         model = fleet.kinds[kind_id].model
@@ -212,7 +212,7 @@ class Choice:
 
     def _offer(self, rows: list[int]) -> Offer:
         fleet, request, first = self.fleet, self.request, rows[0]
-        kind_id, profile_id = int(fleet.kind[first]), int(fleet.profile[first])
+        kind_id, profile_id = fleet.kind.item(first), fleet.profile.item(first)
         kind, profile = fleet.kinds[kind_id], fleet.profiles[profile_id]
         per_row = [_times(fleet, self.demand_at(row), row) for row in rows]
         return Offer(

@@ -336,12 +336,12 @@ class Fleet:
             if seat is None:  # it was withdrawn or fell ill while leased
                 continue
             row, column = seat
-            before = int(self.free[column, row])
+            before = self.free.item(column, row)
             free = before + sign * share.milli
             if WHOLE_MILLI in (before, free):
                 self.whole[row] += (free == WHOLE_MILLI) - (before == WHOLE_MILLI)
             self.free[column, row] = free
-            self.cell[column, row] = int(self.model[row]) * CELLS + max(free, 0) // STEP_MILLI
+            self.cell[column, row] = self.model.item(row) * CELLS + max(free, 0) // STEP_MILLI
             if spot:
                 self.spot[column, row] -= sign * share.milli
                 self.spot_milli[row] -= sign * share.milli
@@ -368,8 +368,8 @@ class Fleet:
             if seat is None or seat[0] not in rows or share.uuid in seen:
                 raise FleetError(f"node {assignment.node!r} does not offer GPU {share.uuid!r}, or not twice")
             seen.add(share.uuid)
-            if self.free[seat[1], seat[0]] < share.milli:
-                free = self.free[seat[1], seat[0]]
+            free = self.free.item(seat[1], seat[0])
+            if free < share.milli:
                 raise FleetError(f"GPU {share.uuid!r} has {free} milli free, {share.milli} are wanted")
         if not rows:
             raise FleetError(f"node {assignment.node!r} has no healthy GPU")

@@ -54,7 +54,7 @@ def similar_names(fleet: Fleet, request: Request) -> tuple[str, ...]:
 
 def _free_but_for(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen, reason: Reason) -> Rows:
     """Rows that fail for this reason only and have room now."""
-    rows = np.flatnonzero(one.bits(fleet) == BIT[reason])
+    rows = one.only(fleet, reason)
     if not rows.size:
         return rows
     return rows[fits(fleet, _demand(request, spec.count_min, max(spec.milli, 1)), rows)]
@@ -179,7 +179,7 @@ def _fewer_nodes(fleet: Fleet, request: Request, spec: GpuSpec, one: Screen) -> 
 
 def _smaller(fleet: Fleet, request: Request, one: Screen) -> Nearest | None:
     """What the largest nodes have of what is too much for all of them even when empty."""
-    rows = np.flatnonzero(one.bits(fleet) == BIT[Reason.SIZE])
+    rows = one.only(fleet, Reason.SIZE)
     if not rows.size:
         return None
     cpu, memory, disk = fleet.total[:, rows].max(axis=1).tolist()

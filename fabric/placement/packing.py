@@ -14,7 +14,7 @@ from fabric.placement.outlook import CELLS, STEP_MILLI, Tables
 
 SCORE_CEILING = 1024.0
 
-_UNFIT = 255
+_UNFIT = 2**30
 _FEW = 256
 _SPREAD = SCORE_CEILING / 2 - 1
 
@@ -114,7 +114,7 @@ class Packing:
             able &= state[:, 4] >= demand.count
         else:
             best = np.minimum.reduce(cut.rank.take(state[:, 5:].T), axis=0)
-            able &= best != _UNFIT
+            able &= best < _UNFIT
             if demand.milli % STEP_MILLI:
                 able &= (fleet.free[:, rows] >= demand.milli).any(axis=0)
         if not np.count_nonzero(able):
@@ -135,12 +135,12 @@ class Packing:
         tables: Tables,
         cut: "_Cut",
         state: Ints,
-        best: npt.NDArray[np.uint8] | None,
+        best: npt.NDArray[np.int32] | None,
         known: tuple[Floats, Floats] | None = None,
     ) -> Floats:
         """What rows of this state would be worth less; `known` are their sums and their worth where they are known."""
         model = state[:, 3]
-        lost = cut.loss.take(model if best is None else model * (_UNFIT + 1) + best, axis=0)
+        lost = cut.loss.take(model if best is None else best, axis=0, mode="clip")
         left = state[:, :2] - self._wanted[:2]
         if known is None:
             sums, room = np.empty((2, model.size, 4)), np.empty((2, model.size, 2))
@@ -200,13 +200,13 @@ class _Cut:
     """What a demand takes out of a row, by the tables of the outlook.
 
     Attributes:
-        rank: for a share, per cell in which order free shares are preferred, `_UNFIT` where it does not fit; None for
-            whole GPUs.
-        loss: as columns of `Tables.cell`, what a model's GPUs lose: for a share per model and rank, else per model.
+        rank: for a share, per cell in which order the free shares of its model are preferred, counted on from model
+            to model, `_UNFIT` where it does not fit; None for whole GPUs.
+        loss: as columns of `Tables.cell`, what a model's GPUs lose: for a share per rank, else per model.
         toll: per model, what its scarcity adds; None when all are equally scarce.
     """
 
-    rank: npt.NDArray[np.uint8] | None
+    rank: npt.NDArray[np.int32] | None
     loss: Floats
     toll: Floats | None
 
@@ -228,13 +228,12 @@ def _made_cut(tables: Tables, demand: Demand) -> _Cut:
     models = tables.cell.shape[0] // CELLS
     cell = tables.cell.reshape(models, CELLS, 4)
     step = demand.milli // STEP_MILLI
-    rank = np.full((models, CELLS), _UNFIT, np.uint8)
-    loss = np.zeros((models, _UNFIT + 1, 4))
+    rank = np.full((models, CELLS), _UNFIT, np.int32)
     less = cell[:, step:] - cell[:, : CELLS - step]
     order = np.argsort(less[:, :, 0], axis=1, kind="stable")
-    places = np.arange(order.shape[1], dtype=np.uint8)
-    np.put_along_axis(rank, order + step, np.broadcast_to(places, order.shape), axis=1)
-    loss[:, : order.shape[1]] = np.take_along_axis(less, order[:, :, None], axis=1)
+    places = np.arange(order.size, dtype=np.int32).reshape(order.shape)
+    np.put_along_axis(rank, order + step, places, axis=1)
+    loss = np.take_along_axis(less, order[:, :, None], axis=1)
     return _Cut(rank.reshape(-1), loss.reshape(-1, 4), toll)
 
 

@@ -66,6 +66,7 @@ class Screen:
         self.rejected = self._rejected(sorts)
         open_sorts = np.flatnonzero((self._by_sort == 0) & (sorts.rows > 0))
         self._bits: Bits | None = None
+        self._only: dict[Reason, npt.NDArray[np.intp]] = {}
         self.sizes = tuple(sorted({self.milli[kind] for kind in sorts.kind[open_sorts].tolist()}))
 
     def bits(self, fleet: Fleet) -> Bits:
@@ -78,6 +79,13 @@ class Screen:
             self._bits[self._excluded] |= BIT[Reason.EXCLUDED]
             self._bits[~fleet.alive[: fleet.rows]] = -1
         return self._bits
+
+    def only(self, fleet: Fleet, reason: Reason) -> npt.NDArray[np.intp]:
+        """Rows that this reason alone speaks against. The array is the screen's own."""
+        known = self._only.get(reason)
+        if known is None:
+            known = self._only[reason] = np.flatnonzero(self.bits(fleet) == BIT[reason])
+        return known
 
     def open_rows(self) -> npt.NDArray[np.intp]:
         """Rows with no reason against them."""
