@@ -61,3 +61,27 @@ def agent(fabric: Fabric) -> Agent:
     agent = Agent(fabric)
     assert isinstance(agent.connect(), link.Welcome)
     return agent
+
+
+@pytest.fixture(scope="module")
+def evm() -> Iterator[tuple[str, ManualClock]]:
+    """A chain whose clock moves a second with every block."""
+    from chained import running_evm
+
+    yield from running_evm()
+
+
+@pytest.fixture
+def chain_settings(evm: tuple[str, ManualClock], tmp_path: Path) -> Any:
+    """Of fresh contracts, all in the hands of one key."""
+    from chained import fresh_contracts
+
+    return fresh_contracts(evm, tmp_path)
+
+
+@pytest.fixture
+def start_chained(evm: tuple[str, ManualClock], tmp_path: Path) -> Iterator[Callable[..., Fabric]]:
+    """Start a control plane with a chain."""
+    from chained import control_planes
+
+    yield from control_planes(evm, tmp_path)
