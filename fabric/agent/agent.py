@@ -284,16 +284,19 @@ class Agent:
         self._checkpoints.keep(lease, run, task, body, manifest=kind == dialect.CHECKPOINT, told=told)
 
     async def _put_back(self, client: NodeClient, lease: str, generation: int, run: str, task: int) -> None:
-        found, problem = None, ""
-        try:
-            found = await self._checkpoints.fetch(run, task)
-        except (BlobError, ManifestError) as error:
-            problem = str(error)
-        pieces, manifest = found or ([], b"")
-        for digest, piece in pieces:
-            client.answer([dialect.PIECE, lease, generation, digest], piece)
-        header = [dialect.CHECKPOINT, lease, generation, run, task, found is not None, problem]
-        client.answer(header, manifest)
+        """Piece after piece, one checkpoint of a lease at a time: no more is held here than the node has to take."""
+        manifest, problem = None, ""
+        async with self._checkpoints.alone(lease):
+            try:
+                manifest = await self._checkpoints.manifest(run, task)
+                for digest in self._checkpoints.digests(manifest or b"\x90"):
+                    piece = await self._checkpoints.piece(run, task, digest)
+                    client.answer([dialect.PIECE, lease, generation, digest], piece)
+                    await client.read()
+            except (BlobError, ManifestError) as error:
+                manifest, problem = None, str(error)
+            header = [dialect.CHECKPOINT, lease, generation, run, task, manifest is not None, problem]
+            client.answer(header, manifest or b"")
 
     def on_inventory(self) -> None:
         self._link.send(link.Inventory(nodes=self._infos()))

@@ -4,8 +4,9 @@ The agent looks into none of them. A checkpoint counts once its manifest is stor
 """
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fabric.agent.work import BlobError, Blobs
@@ -20,6 +21,7 @@ class CheckpointStore:
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self._last: dict[str, asyncio.Task[None]] = {}
+        self._turns: dict[str, tuple[asyncio.Lock, set[object]]] = {}
 
     def keep(self, lease: str, run: str, task: int, body: bytes, *, manifest: bool, told: _Send) -> None:
         """Store a piece, or the manifest that makes it a checkpoint; `told` hears "" or what went wrong.
@@ -30,18 +32,33 @@ class CheckpointStore:
         self._last[lease] = asyncio.ensure_future(self._keep(before, run, task, body, manifest=manifest, told=told))
         self._last[lease].add_done_callback(lambda done: self._forget(lease, done))
 
-    async def fetch(self, run: str, task: int) -> tuple[list[tuple[str, bytes]], bytes] | None:
-        """(pieces, manifest) of the newest checkpoint; None when there is none.
+    @contextlib.asynccontextmanager
+    async def alone(self, lease: str) -> AsyncIterator[None]:
+        """One checkpoint of a lease is fetched at a time; the others wait."""
+        turn, waiting = self._turns.setdefault(lease, (asyncio.Lock(), set()))
+        me = object()
+        waiting.add(me)
+        try:
+            async with turn:
+                yield
+        finally:
+            waiting.discard(me)
+            if not waiting:
+                self._turns.pop(lease, None)
 
-        Raises:
-            BlobError: it is there and cannot be had. ManifestError: it is malformed.
-        """
+    async def manifest(self, run: str, task: int) -> bytes | None:
+        """Of the newest checkpoint; None when there is none. Raises BlobError when it cannot be had."""
         known = await self._blobs.checkpoint(run, task)
-        if not known:
-            return None
-        manifest = await self._blobs.piece(run, task, known)
-        wanted = dict.fromkeys(digest for _, digests in read_manifest(manifest) for digest in digests)
-        return [(digest, await self._blobs.piece(run, task, digest)) for digest in wanted], manifest
+        return await self._blobs.piece(run, task, known) if known else None
+
+    @staticmethod
+    def digests(manifest: bytes) -> list[str]:
+        """The pieces of a manifest, each once. Raises ManifestError when it is malformed."""
+        return list(dict.fromkeys(digest for _, digests in read_manifest(manifest) for digest in digests))
+
+    async def piece(self, run: str, task: int, digest: str) -> bytes:
+        """Raises BlobError when it cannot be had."""
+        return await self._blobs.piece(run, task, digest)
 
     async def stop(self) -> None:
         for task in list(self._last.values()):
@@ -55,8 +72,7 @@ class CheckpointStore:
         try:
             await self._blobs.put_piece(run, task, body)
             if manifest:
-                pieces = list(dict.fromkeys(digest for _, digests in read_manifest(body) for digest in digests))
-                await self._blobs.put_checkpoint(run, task, hashlib.sha256(body).hexdigest(), pieces)
+                await self._blobs.put_checkpoint(run, task, hashlib.sha256(body).hexdigest(), self.digests(body))
         except (BlobError, ManifestError) as error:
             told(str(error))
         else:

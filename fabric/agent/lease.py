@@ -29,6 +29,7 @@ from fabric.agent.restoring import Restoring
 from fabric.agent.results import REASON_OF_STATUS, counters_of, cut, digest_of
 from fabric.agent.salvage import Cause, Salvage
 from fabric.agent.sandbox import SandboxError
+from fabric.agent.saving import Saving
 from fabric.agent.stream import FrameStream
 from fabric.agent.streams import Streams
 from fabric.agent.surroundings import Surroundings
@@ -88,6 +89,7 @@ class Lease:
         self._book = TaskBook()
         self._functions = Functions()
         self._restoring = Restoring()
+        self._saving = Saving()
         self._streams = Streams()
         self._customer = Customer()
         self._gauges = Gauges(sensor, [uuid for uuid, _ in spec.gpus])
@@ -99,6 +101,7 @@ class Lease:
         self._killed_for: tuple[Reason, str] | None = None
         self._closing: tuple[str, str] | None = None
         self._deadline: Deadline | None = None
+        self._asked: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._oom = OomWatch()
 
@@ -162,6 +165,9 @@ class Lease:
             self._handle(header, body)
         except (TypeError, ValueError, IndexError) as error:
             raise FrameError(f"a malformed {header[0]} frame: {error}") from None
+        if (stream := self._customer.unread()) is not None:
+            stream.hold()
+            self._spawn(self._when_read(stream))
 
     def give_notice(self, reason: str, notice_ms: int) -> None:
         """The lease ends so soon, whatever it does: tell child and customer now. A deadline only moves nearer."""
@@ -193,6 +199,8 @@ class Lease:
         self._time_limit.stop()
         if self._deadline is not None:
             self._deadline.cancel()
+        if self._asked is not None:
+            self._asked.cancel()
         for task in list(self._background):
             task.cancel()
         if self._worker is not None:
@@ -266,16 +274,22 @@ class Lease:
     def _on_call(self, call: Call) -> None:
         call.at_once = self._functions.at_once(call.digest)
         again = [(call.run, task.task) for task in call.tasks if task.attempt > 1] if not call.at_once else []
-        wanted = [[dialect.WANTED, self.spec.lease, self.spec.generation, *key] for key in again]
-        if wanted and all(self._host.forward(header) for header in wanted):
+        asked = [key for key in again if not self._restoring.awaits(key)]
+        wanted = [[dialect.WANTED, self.spec.lease, self.spec.generation, *key] for key in asked]
+        if again and all(self._host.forward(header) for header in wanted):
             self._restoring.wait(call, set(again))
         else:
             self._begin_call(call)
 
     def on_stored(self, number: int, problem: str) -> None:
-        """The agent says how far what the child sent is durable."""
+        """The agent says how far what the child sent is durable: one answer to each piece."""
+        self._saving.answered()
         if self._worker is not None:
             self._worker.page.store(max(number, self._worker.page.stored), problem)
+
+    def on_new_agent(self) -> None:
+        """What was asked of the one before is not answered any more."""
+        self._saving.forget()
 
     def on_piece(self, digest: str, body: Buffer) -> None:
         self._restoring.add_piece(digest, body)
@@ -294,7 +308,9 @@ class Lease:
         if not self._book.is_flying(run, task, attempt):
             raise FrameError("a checkpoint of a task that the child does not run")
         what = dialect.PIECE if kind == channel.PIECE else dialect.CHECKPOINT
-        self._host.forward([what, self.spec.lease, self.spec.generation, run, int(task), int(number)], body)
+        self._saving.check(kind, body)
+        if self._host.forward([what, self.spec.lease, self.spec.generation, run, int(task), int(number)], body):
+            self._saving.sent()
 
     def _begin_call(self, call: Call) -> None:
         self._send_outcomes(self._book.add(call))
@@ -346,7 +362,7 @@ class Lease:
             if call is None:
                 break
             self._pass(worker, call)
-        self._customer.hold(held=self._book.waiting_bytes > WAITING_BYTES)
+        self._customer.hold(held=self._book.waiting_bytes + self._restoring.waiting_bytes > WAITING_BYTES)
 
     def _waits_for_fresh(self) -> bool:
         """Whether the next task sets its environment but this child has run others: once these are over, it goes."""
@@ -386,7 +402,8 @@ class Lease:
                 self._finish(run, fields[0], pieces, [digest_of(piece) for piece in pieces])
             case channel.PROGRESS:
                 task, done, total = fields
-                self._send([channel.PROGRESS, str(run), int(task), int(done), None if total is None else int(total)])
+                said = [channel.PROGRESS, str(run), int(task), int(done), None if total is None else int(total)]
+                self._customer.send_if_read(said)
             case channel.PART:
                 self._on_part(str(run), fields, body)
             case channel.PIECE | channel.CHECKPOINT:
@@ -530,11 +547,12 @@ class Lease:
         """The job wants to be preempted: it costs nobody but its own customer."""
         if not isinstance(after_ms, int) or not 0 <= after_ms <= MAX_ASKED_MS:
             raise FrameError(f"a notice is asked for within 0 to {MAX_ASKED_MS} ms, not {after_ms!r}")
-        self._spawn(self._give_notice_after(after_ms / 1000))
-
-    async def _give_notice_after(self, after_s: float) -> None:
-        await asyncio.sleep(after_s)
-        self.give_notice(Reason.PREEMPTED, self.spec.notice_ms)
+        loop = asyncio.get_running_loop()
+        if self._asked is not None:
+            if self._asked.when() <= loop.time() + after_ms / 1000:
+                return
+            self._asked.cancel()
+        self._asked = loop.call_later(after_ms / 1000, self.give_notice, Reason.PREEMPTED, self.spec.notice_ms)
 
     def _on_deadline(self, reason: Reason) -> None:
         self._closer = asyncio.ensure_future(self.close(reason, EXPLANATIONS[reason]))
@@ -563,6 +581,12 @@ class Lease:
         if behind is not None and self._worker is not None:
             self._worker.pause_output()
             self._spawn(self._resume_output(self._worker, behind))
+
+    @staticmethod
+    async def _when_read(stream: FrameStream) -> None:
+        """Whoever does not read what it asked for is not heard until it does."""
+        await stream.drain()
+        stream.release()
 
     @staticmethod
     async def _resume_output(worker: Worker, stream: FrameStream) -> None:

@@ -192,6 +192,8 @@ class Node:
             self._control.close()
         self._control = stream
         self._heard = asyncio.get_running_loop().time()
+        for lease in self._leases.values():
+            lease.on_new_agent()
         leases = [
             [lease.spec.lease, lease.spec.generation, lease.spec.session, lease.spec.run]
             for lease in self._leases.values()

@@ -79,6 +79,11 @@ class NodeClient:
     def give_notice(self, lease: str, generation: int, reason: str, notice_ms: int) -> None:
         self._send([dialect.NOTICE, lease, generation, reason, notice_ms])
 
+    async def read(self) -> None:
+        """Wait until the node has taken most of what it was sent."""
+        if self._stream is not None:
+            await self._stream.drain()
+
     def answer(self, header: list[Any], body: bytes = b"") -> None:
         """Something about a checkpoint."""
         if self._stream is not None:

@@ -2,15 +2,24 @@
 
 from typing import Any
 
-from fabric.agent.tasks import Call, Key
+import structlog
+
+from fabric.agent.tasks import Call, Key, size_of
 from fabric.wire import channel
 from fabric.wire.frames import Buffer
+
+_log = structlog.get_logger(__name__)
+
+MAX_BYTES = 10 << 30
+"""Checkpoints of a lease that wait for their tasks have at most this size together: all that a customer may store."""
 
 
 class Restoring:
     """Kept until the task is over, and sent with its call: the child of this moment may die before it begins."""
 
     def __init__(self) -> None:
+        self.waiting_bytes = 0
+        self._kept_bytes = self._coming_bytes = 0
         self._waiting: list[tuple[Call, set[Key]]] = []
         self._pieces: list[tuple[list[Any], bytes]] = []
         self._frames: dict[Key, list[tuple[list[Any], bytes]]] = {}
@@ -18,16 +27,27 @@ class Restoring:
     def wait(self, call: Call, keys: set[Key]) -> None:
         """The call begins when of each of these the agent has said what there is."""
         self._waiting.append((call, keys))
+        self.waiting_bytes += size_of(call)
+
+    def awaits(self, key: Key) -> bool:
+        """Whether the agent was asked about this task and has not answered."""
+        return any(key in keys for _, keys in self._waiting)
 
     def add_piece(self, digest: str, body: Buffer) -> None:
         """Of the checkpoint that `arrived` will name."""
-        self._pieces.append(([channel.PIECE, digest], bytes(body)))
+        self._coming_bytes += len(body)
+        if self._kept_bytes + self._coming_bytes <= MAX_BYTES:
+            self._pieces.append(([channel.PIECE, digest], bytes(body)))
 
     def arrived(self, run: str, task: int, manifest: Buffer | None) -> list[Call]:
         """The newest checkpoint of a task, None for none; returns the calls that may begin now."""
-        if manifest is not None:
+        self.forget((run, task))
+        if manifest is not None and self._kept_bytes + self._coming_bytes <= MAX_BYTES:
             self._frames[run, task] = [*self._pieces, ([channel.CHECKPOINT, run, task], bytes(manifest))]
-        self._pieces = []
+            self._kept_bytes += self._coming_bytes
+        elif manifest is not None:
+            _log.warning("a checkpoint was too large beside the others of its lease", run=run, task=task)
+        self._pieces, self._coming_bytes = [], 0
         begin: list[Call] = []
         for call, waiting in list(self._waiting):
             if (run, task) not in waiting:
@@ -35,6 +55,7 @@ class Restoring:
             waiting.discard((run, task))
             if not waiting:
                 self._waiting.remove((call, waiting))
+                self.waiting_bytes -= size_of(call)
                 begin.append(call)
         return begin
 
@@ -44,4 +65,5 @@ class Restoring:
 
     def forget(self, key: Key) -> None:
         """The task is over."""
-        self._frames.pop(key, None)
+        frames = self._frames.pop(key, [])
+        self._kept_bytes -= sum(len(piece) for _, piece in frames[:-1])

@@ -103,7 +103,7 @@ class TaskBook:
         if fresh:
             call.tasks = fresh
             self.waiting.extend(_alone(call) if call.at_once else [call])
-            self.waiting_bytes += _size(call)
+            self.waiting_bytes += size_of(call)
         return done
 
     def next_call(self) -> Call | None:
@@ -113,7 +113,7 @@ class TaskBook:
         if self.flying and _kind(self.flying[0]) != _kind(self.waiting[0]):
             return None
         call = self.waiting.popleft()
-        self.waiting_bytes -= _size(call)
+        self.waiting_bytes -= size_of(call)
         call.first = self._passed + 1
         self._passed += len(call.tasks)
         self.flying.append(call)
@@ -182,7 +182,7 @@ class TaskBook:
         """Put frames that were never started back to the front, in their order."""
         for call in reversed(calls):
             self.waiting.appendleft(call)
-            self.waiting_bytes += _size(call)
+            self.waiting_bytes += size_of(call)
 
     def ack(self, run: str, tasks: Iterable[int]) -> None:
         """The customer has these outcomes: forget them."""
@@ -271,7 +271,8 @@ def _kind(call: Call) -> bytes:
     return call.digest if call.at_once else b""
 
 
-def _size(call: Call) -> int:
+def size_of(call: Call) -> int:
+    """What a call that waits costs the node, in bytes."""
     return sum(map(_cost, call.tasks))
 
 

@@ -119,8 +119,22 @@ class Site:
             timeout=150,
             check=False,
         )
+        self.record(command, done)
         assert done.returncode == 0 or not check, f"{command}:\n{done.stdout}\n{done.stderr}"
         return done
+
+    def record(self, command, done):
+        """Keep what was typed and said in `transcript.txt`, without this machine's own paths and the token."""
+        words = [str(word) for word in command]
+        typed = ["fabric", *words[4:]] if "fabric.cli" in words else ["ray", *words[4:]]
+        text = f"$ {shlex.join(typed)}\n{done.stdout}{done.stderr}[{done.returncode}]\n\n"
+        for path, name in ((self.folder, "~/gpus"), (self.base, "~"), (sys.prefix, "/opt/fabric"), (ROOT, "~/src")):
+            text = text.replace(str(path), name)
+        text = re.sub(r"join\.op_\w+\.[\w-]+", "join.op_….…", re.sub(r"\x1b\[[0-9;]*m", "", text))
+        with (self.base / "transcript.txt").open("a") as file:
+            file.write(text)
+        if kept := os.environ.get("TRANSCRIPT"):
+            Path(kept).write_text((self.base / "transcript.txt").read_text())
 
     def operator(self, *arguments, **options):
         command = (sys.executable, "-P", "-m", "fabric.cli", "operator", *arguments)
