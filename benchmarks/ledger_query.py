@@ -1,14 +1,15 @@
 """How fast the ledger answers people while it is large: latency at a given rate of mixed questions.
 
-A SQLite ledger is filled with leases that were held, charged by receipt and released, and with closed epochs; then
-questions arrive at a fixed rate and each is timed from the moment it was due, so waiting counts. Asked are a page of a
-customer's entries, a lease's entries, a GPU with its cash flow, an operator's earnings, epochs and a balance, through
-`ledger.queries`, without HTTP.
+A ledger, a SQLite file unless a URL is given, is filled with leases that were held, charged by receipt and released,
+and with closed epochs; then questions arrive at a fixed rate and each is timed from the moment it was due, so waiting
+counts. Asked are a page of a customer's entries, a lease's entries, a GPU with its cash flow, an operator's earnings,
+epochs and a balance, through `ledger.queries`, without HTTP.
 """
 
 import argparse
 import json
 import random
+import sqlite3
 import statistics
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sqlalchemy import Engine, Table, create_engine, event, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlmodel import Session
 
@@ -30,7 +31,7 @@ from ledger.leaves import gpu_id_hex
 from ledger.meters import METER, USAGE
 from ledger.queries import Party
 from ledger.store import HOLD, Ledger
-from ledger.tables import create_schema
+from ledger.tables import Wei, create_schema
 
 _CUSTOMERS, _OPERATORS, _EPOCHS = 500, 50, 30
 _CHARGES_PER_LEASE = 500
@@ -105,7 +106,7 @@ class Filler:
         return self._ends[account]
 
     def _epochs(self) -> None:
-        wei = (10**18).to_bytes(32, "big")
+        wei = 10**18
         for n in range(_EPOCHS):
             self._add(EPOCH, (n, n, n + 1, n + 1, 1, 1, wei, "test", *([wei] * 5), 500, *([bytes(32)] * 4), "test"))
             for number, gpu in enumerate(self._gpus):
@@ -119,12 +120,33 @@ class Filler:
         order = (ACCOUNT, ENTRY, _DC, HOLD, METER, USAGE, EPOCH, REWARD)
         with self._engine.begin() as connection:
             for table in (table for table in order if table in self._rows):
-                columns = ",".join(column.name for column in table.columns)
-                marks = ",".join("?" * len(table.columns))
-                connection.exec_driver_sql(
-                    f"INSERT INTO {table.name} ({columns}) VALUES ({marks})",  # noqa: S608 - names of our own tables
-                    self._rows.pop(table),
-                )
+                _insert(connection, table, self._rows.pop(table))
+
+
+def _insert(connection: Connection, table: Table, rows: list[Row]) -> None:
+    columns = ",".join(column.name for column in table.columns)
+    rows = _bound(connection, table, rows)
+    if connection.dialect.name == "sqlite":
+        marks = ",".join("?" * len(table.columns))
+        sql = f"INSERT INTO {table.name} ({columns}) VALUES ({marks})"  # noqa: S608 - names of our own tables
+        connection.exec_driver_sql(sql, rows)
+        return
+    with connection.connection.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(row)
+
+
+def _bound(connection: Connection, table: Table, rows: list[Row]) -> list[Row]:
+    """Wei as the database keeps them."""
+    dialect = connection.dialect
+    kinds = {
+        number: column.type.dialect_impl(dialect).bind_processor(dialect)
+        for number, column in enumerate(table.columns)
+        if isinstance(column.type, Wei)
+    }
+    if not kinds:
+        return rows
+    return [tuple(kinds[n](value) if n in kinds else value for n, value in enumerate(row)) for row in rows]
 
 
 def _fill(url: str, leases: int, gpus: int) -> int:
@@ -133,23 +155,38 @@ def _fill(url: str, leases: int, gpus: int) -> int:
     event.listen(engine, "connect", _careless)
     with engine.begin() as connection:
         create_schema(connection)
-        found = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"))
-        indexes = [tuple(row) for row in found]
+        indexes = [tuple(row) for row in connection.exec_driver_sql(_INDEXES[engine.dialect.name])]
         for name, _ in indexes:
             connection.exec_driver_sql(f"DROP INDEX {name}")
     written = Filler(engine, gpus).fill(leases)
     with engine.begin() as connection:
         for _, sql in indexes:
             connection.exec_driver_sql(sql)
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE")
     engine.dispose()
     return written
 
 
+_INDEXES = {
+    "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL",
+    "postgresql": "SELECT indexname, indexdef FROM pg_indexes i WHERE schemaname = current_schema() "
+    "AND NOT EXISTS (SELECT 1 FROM pg_constraint c WHERE c.conname = i.indexname)",
+}
+_CARELESS = {
+    "sqlite": ("PRAGMA synchronous = OFF", "PRAGMA journal_mode = OFF", "PRAGMA cache_size = -500000",
+               "PRAGMA temp_store = MEMORY"),
+    "postgresql": ("SET synchronous_commit = off", "SET session_replication_role = replica"),
+}  # fmt: skip
+
+
 def _careless(connection: DBAPIConnection, _record: object) -> None:
     cursor = connection.cursor()
-    for pragma in ("synchronous = OFF", "journal_mode = OFF", "cache_size = -500000", "temp_store = MEMORY"):
-        cursor.execute(f"PRAGMA {pragma}")
+    for statement in _CARELESS["sqlite" if isinstance(connection, sqlite3.Connection) else "postgresql"]:
+        cursor.execute(statement)
     cursor.close()
+    connection.commit()
 
 
 def questions(leases: int, gpus: int, seed: int) -> Iterator[Callable[[Session], object]]:
@@ -186,8 +223,8 @@ def ask(engine: Engine, asked: Iterator[Callable[[Session], object]], *, rate: i
     return latencies
 
 
-def measure(folder: Path, *, entries: int, rate: int, seconds: float, seed: int) -> dict[str, float]:
-    leases, url = max(1, entries // (_CHARGES_PER_LEASE + 2)), f"sqlite:///{folder}/ledger.db"
+def measure(folder: Path, *, entries: int, rate: int, seconds: float, seed: int, url: str = "") -> dict[str, float]:
+    leases, url = max(1, entries // (_CHARGES_PER_LEASE + 2)), url or f"sqlite:///{folder}/ledger.db"
     gpus = max(10, leases // 4)
     begin = time.perf_counter()
     written = _fill(url, leases, gpus)
@@ -213,13 +250,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--entries", type=int, default=100_000, help="the published figure uses 10000000")
     parser.add_argument("--rate", type=int, default=300, help="questions per second (default 300)")
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--database-url", default="", help="SQLAlchemy URL of an empty database (default: SQLite file)")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), entries=given.entries, rate=given.rate, seconds=given.seconds, seed=given.seed)
+        figures = measure(Path(folder), entries=given.entries, rate=given.rate, seconds=given.seconds, seed=given.seed,
+                          url=given.database_url)  # fmt: skip
+    database = given.database_url.split(":", 1)[0].split("+")[0] or "sqlite"
     if given.json:
-        config = {"rate": given.rate, "seconds": given.seconds, "database": "sqlite", "python": sys.version.split()[0]}
+        config = {"rate": given.rate, "seconds": given.seconds, "database": database, "python": sys.version.split()[0]}
         print(json.dumps({"name": "ledger_query", "config": config, "figures": figures}))
         return
     for name, value in figures.items():

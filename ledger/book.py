@@ -8,13 +8,14 @@ accounts are locked before their balances are read; on SQLite the transaction al
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Table, func, select
+from sqlalchemy import Select, Table, func, select
 from sqlmodel import Session
 
 from ledger.accounts import Account, AccountKind, Asset
-from ledger.bulk import among, insert_returning, insert_rows
+from ledger.bulk import among, among_given, insert_returning, insert_rows
 from ledger.entries import Entry, Posting, check
 from ledger.errors import InsufficientFunds, Overdrawn, SourceConflict
 from ledger.tables import AccountRow, BctPostingRow, DcPostingRow, EntryRow, table_of
@@ -192,19 +193,23 @@ class Book:
 
     def _ends(self, asset: Asset, account_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         """(account, number of postings, balance) of the accounts that have postings."""
-        table = POSTINGS[asset]
-        inner = table.alias()
-        last = (
-            select(func.max(inner.c.nth)).where(inner.c.account_id == ACCOUNT.c.id).correlate(ACCOUNT).scalar_subquery()
-        )
         if account_ids:
-            rows = self._session.execute(
-                select(ACCOUNT.c.id, table.c.nth, table.c.balance)
-                .select_from(ACCOUNT)
-                .join(table, (table.c.account_id == ACCOUNT.c.id) & (table.c.nth == last))
-                .where(among(ACCOUNT.c.id, account_ids))
-            )
+            rows = self._session.execute(_ends_of(asset), {"accounts": list(account_ids)})
             yield from ((account_id, nth, balance) for account_id, nth, balance in rows)
+
+
+@cache
+def _ends_of(asset: Asset) -> Select[Any]:
+    """The last postings of the accounts given; building it takes longer than asking it."""
+    table = POSTINGS[asset]
+    inner = table.alias()
+    last = select(func.max(inner.c.nth)).where(inner.c.account_id == ACCOUNT.c.id).correlate(ACCOUNT).scalar_subquery()
+    return (
+        select(ACCOUNT.c.id, table.c.nth, table.c.balance)
+        .select_from(ACCOUNT)
+        .join(table, (table.c.account_id == ACCOUNT.c.id) & (table.c.nth == last))
+        .where(among_given(ACCOUNT.c.id, "accounts"))
+    )
 
 
 def chunks(items: Sequence[Item], size: int = CHUNK) -> Iterator[Sequence[Item]]:

@@ -45,8 +45,16 @@ class _Among(FunctionElement[bool]):
 
 def among(column: Any, values: Collection[int] | Collection[str]) -> Any:
     """The condition that a column's value is one of these, all integers or all texts."""
-    kind = _Many(whole=isinstance(column.type, Integer))
-    return _Among(column, bindparam(None, list(values), type_=kind, unique=True))
+    return _Among(column, bindparam(None, list(values), type_=_kind(column), unique=True))
+
+
+def among_given(column: Any, name: str) -> Any:
+    """The same for a statement that is built once: the values are its parameter of that name, a list."""
+    return _Among(column, bindparam(name, type_=_kind(column)))
+
+
+def _kind(column: Any) -> _Many:
+    return _Many(whole=isinstance(column.type, Integer))
 
 
 @compiles(_Among, "sqlite")

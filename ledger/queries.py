@@ -6,9 +6,10 @@ Reads only and answers plain values; pages go by a cursor that is the last row s
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Row, Select, func, or_, select
+from sqlalchemy import Row, Select, bindparam, func, or_, select
 from sqlmodel import Session
 
 from fabric.wire.merkle import levels, proof_in
@@ -240,7 +241,7 @@ def gpu(session: Session, gpu_id: str) -> GpuView | None:
     ).one_or_none()
     if meter is None:
         return None
-    used = session.execute(_gpu_sums(gpu_id)).one()
+    used = session.execute(_gpu_sums(), {"gpu": gpu_id}).one()
     earned = _sum_rewards(session, REWARD.c.gpu_id == gpu_id)
     values: list[Any] = [gpu_id, *meter, *(int(value) for value in used), earned.dc, earned.wei]
     return GpuView(*values)
@@ -327,19 +328,26 @@ def _entry_view(row: Row, postings: Sequence[Posting]) -> EntryView:
 
 def _postings(session: Session, entry_ids: Sequence[int]) -> dict[int, list[Posting]]:
     found: dict[int, list[Posting]] = {}
-    for table in (POSTINGS[Asset.DC], POSTINGS[Asset.BCT]):
-        rows = session.execute(
-            select(table.c.entry_id, ACCOUNT.c.kind, ACCOUNT.c.owner, ACCOUNT.c.sub, table.c.amount)
-            .join(ACCOUNT, ACCOUNT.c.id == table.c.account_id)
-            .where(table.c.entry_id.in_(entry_ids))
-            .order_by(table.c.entry_id, table.c.line)
-        )
-        for entry_id, kind, owner, sub, amount in rows:
+    for asset in (Asset.DC, Asset.BCT):
+        for entry_id, kind, owner, sub, amount in session.execute(_postings_of(asset), {"entries": list(entry_ids)}):
             found.setdefault(entry_id, []).append(Posting(Account(AccountKind(kind), owner, sub), amount))
     return found
 
 
-def _gpu_sums(gpu_id: str) -> Select:
+@cache
+def _postings_of(asset: Asset) -> Select[Any]:
+    table = POSTINGS[asset]
+    return (
+        select(table.c.entry_id, ACCOUNT.c.kind, ACCOUNT.c.owner, ACCOUNT.c.sub, table.c.amount)
+        .join(ACCOUNT, ACCOUNT.c.id == table.c.account_id)
+        .where(table.c.entry_id.in_(bindparam("entries", expanding=True)))
+        .order_by(table.c.entry_id, table.c.line)
+    )
+
+
+@cache
+def _gpu_sums() -> Select[Any]:
+    """All standing usage of one GPU."""
     return (
         select(
             _sum(USAGE.c.gpu_ms),
@@ -351,7 +359,7 @@ def _gpu_sums(gpu_id: str) -> Select:
             func.coalesce(func.max(USAGE.c.at_ms), 0),
         )
         .join(METER, METER.c.id == USAGE.c.meter_id)
-        .where(METER.c.gpu_id == gpu_id, standing())
+        .where(METER.c.gpu_id == bindparam("gpu"), standing())
     )
 
 
