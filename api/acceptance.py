@@ -36,6 +36,9 @@ NOT_THE_CUSTOMERS = frozenset(
 )
 """Ends that no customer chose: a lease that evicts then costs no more than any other."""
 
+_AGENTS_WORDS = NOT_THE_CUSTOMERS | {Reason.DEPS_INSTALL}
+_PROCESS_ENDS = frozenset({Reason.CRASHED, Reason.OOM, Reason.TIMEOUT, Reason.USER_ERROR})
+
 
 class Verdict(StrEnum):
     ACCEPT = "accept"
@@ -124,7 +127,20 @@ def least_ms(least: int, kind: ReceiptKind, reason: str) -> int:
         kind: of the receipt.
         reason: why the lease ended.
     """
-    return least if kind is ReceiptKind.CLOSE and reason not in NOT_THE_CUSTOMERS else 0
+    return least if kind is ReceiptKind.CLOSE and reason not in _AGENTS_WORDS else 0
+
+
+def agents_word(reason: str) -> Reason:
+    """What an agent's word counts as for the end of a lease that nobody here decided and no notice announced.
+
+    That a customer ended it, or what they ran, is not for an agent to say: it would strand the run, or bill the least.
+    """
+    return Reason(reason) if reason in _AGENTS_WORDS else Reason.INTERNAL_ERROR
+
+
+def closing_word(reason: str) -> Reason:
+    """The same for its CLOSE receipt, which may also say what became of the process there."""
+    return Reason(reason) if reason in _PROCESS_ENDS else agents_word(reason)
 
 
 def _no(reason: str) -> Judgement:

@@ -6,7 +6,8 @@ import structlog
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from api import conditions, gangs, inventory, rounds, transitions
+from api import conditions, gangs, inventory, notices, rounds, transitions
+from api.acceptance import agents_word
 from api.distances import write_rtts
 from api.lifecycle import ENDED_MS, LeaseEvent
 from api.plane import Plane
@@ -25,6 +26,9 @@ from fabric.wire.machines import (
 from fabric.wire.reasons import EXPLANATIONS, Reason
 
 _log = structlog.get_logger(__name__)
+
+_MAX_WORDS = 20_000
+"""Of what a task ended with, so many characters are kept."""
 
 
 class AgentEvents:
@@ -82,7 +86,7 @@ class AgentEvents:
         lease = self._lease(session, message.lease, message.generation)
         if lease is None or LeaseState(lease.state) not in ACTIVE_LEASE_STATES:
             return
-        reason = _reason(message.reason)
+        reason = notices.reason_of(session, lease.id) or agents_word(message.reason)
         if lease.opened_ms is None and lease.last_seq < 0:
             transitions.lease_event(self._plane, session, lease, LeaseEvent.ENDED_UNOPENED, reason)
             return
@@ -99,7 +103,8 @@ class AgentEvents:
         reason = _reason(message.reason)
         ended = TaskState.DONE if reason is Reason.DONE else TaskState.FAILED
         attempt.state = step(TASK_EDGES, TaskState(attempt.state), ended).value
-        attempt.reason, attempt.message, attempt.exit_code = reason, message.message, message.exit_code
+        said = message.message[:_MAX_WORDS]
+        attempt.reason, attempt.message, attempt.exit_code = reason, said, message.exit_code
         attempt.ended_ms = self._plane.now_ms()
         session.add(attempt)
         run = session.get_one(RunRow, message.run)
@@ -108,8 +113,8 @@ class AgentEvents:
         if gangs.is_gang(run):
             transitions.rank_ended(self._plane, session, run, attempt, lease, message.result)
             return
-        run.result_blob, run.result_message = message.result, message.message
-        text = message.message or EXPLANATIONS[reason]
+        run.result_blob, run.result_message = message.result, said
+        text = said or EXPLANATIONS[reason]
         transitions.attempt_ended(self._plane, session, run, reason, text, exit_code=message.exit_code)
         transitions.lease_event(self._plane, session, lease, LeaseEvent.RELEASE, reason)
 

@@ -51,6 +51,12 @@ def give(plane: Plane, session: Session, lease: LeaseRow, reason: Reason, notice
     return until
 
 
+def reason_of(session: Session, lease: str) -> Reason | None:
+    """Why the lease was told that it ends; None when it was not."""
+    known = session.get(NoticeRow, lease)
+    return Reason(known.reason) if known is not None else None
+
+
 def to_send(session: Session, cluster: str, now_ms: int) -> list[tuple[tuple[object, ...], link.Notice]]:
     """The notices that the cluster's agent must have, each under a name that is new when its deadline is."""
     query = (

@@ -12,7 +12,16 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from api import nonces, notices, receipt_rows, transitions
-from api.acceptance import TOO_LATE_MS, Judgement, Verdict, billable_ms, judge, least_ms, window_ms
+from api.acceptance import (
+    TOO_LATE_MS,
+    Judgement,
+    Verdict,
+    billable_ms,
+    closing_word,
+    judge,
+    least_ms,
+    window_ms,
+)
 from api.lifecycle import LeaseEvent
 from api.plane import Plane
 from api.receipt_rows import OpenLease
@@ -129,7 +138,7 @@ class Batch:
             gpu_ms={line.uuid: line.gpu_ms for line in receipt.gpus},
         )
         if receipt.kind is ReceiptKind.CLOSE:
-            lease.events.append((LeaseEvent.CLOSE_ACCEPTED, receipt.reason))
+            lease.events.append((LeaseEvent.CLOSE_ACCEPTED, self._decided(lease) or closing_word(receipt.reason)))
         self._receipts.append(
             {
                 "lease": lease.id,
@@ -146,9 +155,17 @@ class Batch:
             }
         )
 
+    def _decided(self, lease: OpenLease) -> str:
+        """Why the lease ends, as its customer, this control plane or a notice says; "" where only its agent does."""
+        return Reason.DONE if lease.given_back else lease.reason or notices.reason_of(self._session, lease.id) or ""
+
+    def _least(self, lease: OpenLease, receipt: Receipt) -> int:
+        """An agent's word alone bills no least."""
+        decided = self._decided(lease) if receipt.kind is ReceiptKind.CLOSE else ""
+        return least_ms(lease.least_ms, receipt.kind, decided) if decided else 0
+
     def _meter(self, lease: OpenLease, receipt: Receipt, window: int) -> None:
-        reason = Reason.DONE if lease.given_back else lease.reason or receipt.reason
-        least = least_ms(lease.least_ms, receipt.kind, reason)
+        least = self._least(lease, receipt)
         for line in receipt.gpus:
             meter = lease.meters[line.uuid]
             used = billable_ms(line.gpu_ms, window, meter.billed_ms, receipt.kind)

@@ -120,6 +120,25 @@ def test_a_lost_operator_queues_a_detached_run_again_and_its_old_answer_is_fence
     assert fabric.run(run)["result"]["blob"] == sha(ARGS)
 
 
+@pytest.mark.parametrize("first", ["receipt", "word"])
+def test_an_agent_that_ends_the_lease_as_done_strands_no_detached_run(fabric, token, first):
+    run, grant, _ = start(fabric)
+    if first == "word":
+        fabric.agent.send(link.Ended(lease=grant.lease, generation=1, reason="done"))
+        fabric.agent.beat()
+    fabric.agent.receipt(grant, CLOSE, 1_000, reason="done")
+    again = fabric.agent.expect(link.Grant)
+    assert again.run == run
+    assert fabric.run(run)["leases"][0]["reason"] == "internal_error"
+
+
+def test_the_words_of_a_failed_task_have_a_length(fabric, token):
+    run, grant, work = start(fabric, retry={"on": [], "max": 0})
+    fabric.agent.send(work_done(grant, work, "user_error", message="x" * 1_000_000))
+    fabric.agent.beat()
+    assert len(fabric.run(run)["message"]) <= 20_000
+
+
 def test_work_is_sent_again_after_a_reconnect(fabric, token):
     _, grant, work = start(fabric)
     fabric.agent.close()

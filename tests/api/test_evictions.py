@@ -71,6 +71,7 @@ def test_a_lease_that_evicted_costs_ten_minutes_at_least(fabric, agent):
     run, grant = evicting(fabric, agent)
     agent.beat(2_000)
     fabric.call("POST", f"/v1/runs/{run}/finish", {"state": "SUCCEEDED", "reason": "done"})
+    fabric.call("POST", f"/v1/leases/{grant.lease}/release", {"generation": grant.generation, "reason": "done"})
     closes(agent, grant, 2_000, "done")
     assert fabric.run(run)["cost"]["accrued_dc"] == str(2 * H100_PRICE // 6)
     assert fabric.audit() == []
@@ -94,6 +95,29 @@ def test_a_lease_that_evicted_and_that_no_customer_ended_costs_its_time(fabric, 
     closes(agent, grant, 2_000, reason)
     assert int(fabric.run(run)["cost"]["accrued_dc"]) <= H100_PRICE * 2 * 2 // 3600
     assert fabric.audit() == []
+
+
+@pytest.mark.parametrize("first", ["receipt", "word"])
+@pytest.mark.parametrize("reason", ["done", "cancelled_by_user", "user_error", "budget_exhausted", "deps_install"])
+def test_no_agent_bills_the_least_by_saying_that_its_customer_ended_the_lease(fabric, agent, reason, first):
+    run, grant = evicting(fabric, agent)
+    agent.beat(2_000)
+    if first == "word":
+        agent.send(link.Ended(lease=grant.lease, generation=grant.generation, reason=reason))
+        agent.beat()
+    closes(agent, grant, 2_000, reason)
+    assert int(fabric.run(run)["cost"]["accrued_dc"]) <= H100_PRICE * 2 * 2 // 3600
+    assert fabric.run(run)["leases"][0]["reason"] in ("internal_error", "deps_install", "user_error")
+    assert fabric.audit() == []
+
+
+def test_who_lets_the_budget_run_out_pays_the_least(fabric, agent):
+    run, grant = evicting(fabric, agent)
+    with fabric.plane.database.write() as session:
+        notices.give(fabric.plane, session, session.get_one(LeaseRow, grant.lease), Reason.BUDGET_EXHAUSTED, 0)
+    agent.beat(2_000)
+    closes(agent, grant, 2_000, "budget_exhausted")
+    assert fabric.run(run)["cost"]["accrued_dc"] == str(2 * H100_PRICE // 6)
 
 
 @pytest.mark.parametrize("reason", ["preempted", "operator_drain", "internal_error", "startup_timeout"])

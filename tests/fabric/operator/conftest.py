@@ -60,6 +60,7 @@ class Hosts:
             f"link add {self.name}v{index} type veth peer name eth0 netns {netns}",
             f"link set {self.name}v{index} master {self.name} up",
             f"-n {netns} address add {self.address(index)}/24 dev eth0",
+            f"-n {netns} link set eth0 address 02:00:00:00:00:{index:02x}",  # the same after a power cut
             f"-n {netns} link set eth0 up",
             f"-n {netns} link set lo up",
         ):

@@ -47,6 +47,13 @@ for thread in threads:
 """
 
 
+NOISE = re.compile(
+    r"\tV+(INFO|WARN) |cli_output_helpers|node_provider|network_util|docker\.py|To ensure this mount|onnection to"
+    r"|Permanently|usage_lib|^sending incremental|^sent \d|^total size|^\./$|Autoscaler v2"
+)
+"""Of Ray's words: the commands it runs by ssh, what rsync counts, and what it says to every cluster."""
+
+
 class Site:
     """An operator's own machine and the fabric they join, both on this machine; the cluster is on `hosts`."""
 
@@ -130,6 +137,8 @@ class Site:
         text = f"$ {shlex.join(typed)}\n{done.stdout}{done.stderr}[{done.returncode}]\n\n"
         for path, name in ((self.folder, "~/gpus"), (self.base, "~"), (sys.prefix, "/opt/fabric"), (ROOT, "~/src")):
             text = text.replace(str(path), name)
+        text = "".join(line for line in text.splitlines(True) if not NOISE.search(line))
+        text = re.sub(r"(?m)^\d{4}-\d\d-\d\d [\d:,]+\t\w+ \S+ -- ", "", text)
         text = re.sub(r"join\.op_\w+\.[\w-]+", "join.op_….…", re.sub(r"\x1b\[[0-9;]*m", "", text))
         with (self.base / "transcript.txt").open("a") as file:
             file.write(text)
@@ -255,9 +264,19 @@ def add_worker(site, index):
     file.write_text(changed)
 
 
+def remember(hosts, verb, value=b""):
+    """Put a value among what the head's GCS keeps, or get it."""
+    arguments = "b'kept', b'fabric'" if verb == "get" else f"b'kept', {value!r}, True, b'fabric'"
+    program = f"from ray._raylet import GcsClient; print(GcsClient(address='{hosts.address(1)}:6379')"
+    program += f".internal_kv_{verb}({arguments}))"
+    done = hosts.ssh(1, f". ~/.fabric-operator/host/env.sh; python -P -c {shlex.quote(program)}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(540)
 def test_an_operators_cluster_from_init_to_ray_down(site):
     hosts = site.hosts
     for index in (1, 2, 3):
@@ -294,6 +313,19 @@ def test_an_operators_cluster_from_init_to_ray_down(site):
     assert site.leases() == {"H100": before["H100"]}
     wait_for(lambda: site.offered() == {"RTX 4090": 1, "H100": 2, "A100": 1}, "the lost GPU's withdrawal", 30)
 
+    remember(hosts, "put", b"the cluster")
+    hosts.cut_power(1)
+    wait_for(lambda: site.answers("long.log").get("H100"), "the end of the run whose agent was on the head", 90)
+    assert site.answers("long.log") == {"L4": "OperatorLost", "H100": "OperatorLost"}
+    site.start_host(1)
+    site.operator("up", "-C", site.folder)
+    wait_for(lambda: site.offered() == {"RTX 4090": 1, "H100": 2, "A100": 1}, "all GPUs behind the head again", 120)
+    assert "the cluster" in remember(hosts, "get"), "what the head knew was in RocksDB"
+    site.run_jobs("after.log", "H100=0", "A100=0").wait(60)
+    assert site.answers("after.log") == {"H100": 42, "A100": 42}
+    assert all(check["ok"] for check in site.call("GET", "/v1/audit")["checks"])
+    site.operator("status", "-C", site.folder, check=False)
+
     hosts.expose(1, "203.0.113.5")
     refused = hosts.ssh(1, "~/.fabric-operator/host/run agent start")
     assert refused.returncode == 1
@@ -301,6 +333,8 @@ def test_an_operators_cluster_from_init_to_ray_down(site):
     hosts.ssh(1, "kill -9 $(cat ~/.fabric-operator/agent/agent.pid)")
     wait_for(lambda: "203.0.113.5:6379" in site.agent_log(), "the refusal of the agent that was started again", 30)
 
+    site.ray("down", "-y", site.folder / "cluster.yaml")
+    assert {index: hosts.processes(index) for index in (1, 2, 4)} == {1: "", 2: "", 4: ""}
     down = site.operator("down", "-C", site.folder, check=False)
     assert down.returncode == 1
     assert f"left behind: {hosts.address(3)}: " in down.stderr, "only the host without power did not answer"
