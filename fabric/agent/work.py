@@ -14,6 +14,7 @@ import structlog
 from fabric.agent.dialect import CHANNEL
 from fabric.agent.gateway import Refusal
 from fabric.agent.stream import FrameStream, connect
+from fabric.agent.tasks import parse_call
 from fabric.wire import channel
 from fabric.wire.frames import Buffer, FrameError, pack_bytes, unpack
 from fabric.wire.link import Work, WorkDone
@@ -153,10 +154,7 @@ class Works:
         self._report(done)
 
     async def _run(self, work: Work, code: bytes, call: bytes) -> WorkDone:
-        header, body = unpack(call)
-        sizes = header[3][0][2]
-        entry = [[work.task, work.attempt, sizes]]
-        frame: list[Any] = [channel.CALL, work.run, bytes.fromhex(work.code), entry, work.timeout_ms]
+        frame, body = _frame_of(work, call)
         if environment := self._environment_of(work):
             frame.append(environment)
         key = (work.run, work.task, work.attempt)
@@ -232,6 +230,22 @@ class _Errand:
     def _on_closed(self, error: Exception | None) -> None:
         if not self._answer.done():
             self._answer.set_exception(error if isinstance(error, OSError) else ConnectionError("the node hung up"))
+
+
+def _frame_of(work: Work, call: bytes) -> tuple[list[Any], memoryview]:
+    """The call that the blob of a run's arguments holds, as this attempt.
+
+    Raises:
+        FrameError: its customer stored something else there.
+    """
+    header, body = unpack(call)
+    try:
+        sizes = header[3][0][2]
+        frame = [channel.CALL, work.run, bytes.fromhex(work.code), [[work.task, work.attempt, sizes]], work.timeout_ms]
+    except (TypeError, IndexError, KeyError) as error:
+        raise FrameError(f"the blob of its arguments is not a call: {error}") from None
+    parse_call(frame, body)
+    return frame, body
 
 
 def _done(work: Work, reason: str, message: str = "", exit_code: int | None = None, result: str = "") -> WorkDone:

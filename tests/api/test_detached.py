@@ -129,7 +129,8 @@ def test_an_agent_that_ends_the_lease_as_done_strands_no_detached_run(fabric, to
     fabric.agent.receipt(grant, CLOSE, 1_000, reason="done")
     again = fabric.agent.expect(link.Grant)
     assert again.run == run
-    assert fabric.run(run)["leases"][0]["reason"] == "internal_error"
+    reasons = {lease["id"]: lease["reason"] for lease in fabric.run(run)["leases"]}
+    assert reasons[grant.lease] == "internal_error"
 
 
 def test_the_words_of_a_failed_task_have_a_length(fabric, token):

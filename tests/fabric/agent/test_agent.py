@@ -603,6 +603,22 @@ async def test_a_detached_task_whose_blob_is_gone_fails_with_the_reason(operator
     assert "404" in done[0].message
 
 
+@pytest.mark.parametrize(
+    "args",
+    [b"noise", pack_bytes(["call"]), pack_bytes(["call", "r", b"", [[0, 1, [9]]], 0]), pack_bytes(["call", 1, 2, {}])],
+    ids=["no frame", "no tasks", "other sizes", "other types"],
+)
+async def test_a_detached_task_whose_arguments_are_no_call_fails_at_once(operator, blobs, args):
+    work = blobs.work(lambda: 1).model_copy(update={"args": blobs.keep(args)})
+    await operator.open()
+    await operator.control.send(work)
+    done = await operator.control.wait(lambda: operator.control.of(link.WorkDone))
+    assert done[0].reason == Reason.INTERNAL_ERROR
+    await operator.control.send(blobs.work(lambda: 2).model_copy(update={"run": "run_1", "attempt": 2}))
+    done = await operator.control.wait(lambda: operator.control.of(link.WorkDone, attempt=2))
+    assert done[0].reason == "done", "nothing else is disturbed"
+
+
 async def test_a_released_detached_task_ends_with_the_leases_reason(operator, blobs):
     await operator.open()
     await operator.control.send(blobs.work(lambda: (print("begun"), time.sleep(60))))
