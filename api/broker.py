@@ -30,7 +30,14 @@ from api.tables import ClusterRow, LeaseRow, LeaseRunRow, RunRow, SessionRow
 from api.ways import way_to
 from fabric.placement.answer import Placement, Refusal, Verdict
 from fabric.wire import link
-from fabric.wire.errors import BudgetExhausted, InsufficientFunds, InvalidRequest, PriceExceeded, ServiceError
+from fabric.wire.errors import (
+    BudgetExhausted,
+    InsufficientFunds,
+    InvalidRequest,
+    NoCapacity,
+    PriceExceeded,
+    ServiceError,
+)
 from fabric.wire.machines import ACTIVE_LEASE_STATES, RUN_EDGES, LeaseState, RunState, is_terminal
 from fabric.wire.reasons import Reason
 from fabric.wire.receipts import RunLine
@@ -129,13 +136,20 @@ class Broker:
         """What `submit` would do, and at what price; the caller rolls back.
 
         Raises:
-            NoCapacity, PriceExceeded: as `submit`; also when it would have to wait.
+            NoCapacity, PriceExceeded: as `submit`; also when it would have to wait, for room that is kept too.
+            ServiceError, NotFound, InvalidRequest: as `submit`.
         """
         _check(request)
         self._placing.planning = customer
+        self._expect_startable(customer, request)
         fleet, decided = self._placing.decide(request, [])
+        clear = self._queue.kept_clear(fleet)
         if isinstance(decided, Refusal):
-            decided = self._placing.by_eviction(fleet, request, []) or decided
+            decided = self._placing.by_eviction(fleet, request, clear) or decided
+        elif clear:
+            decided = self._placing.largest(fleet, request, clear)
+            if isinstance(decided, Refusal):
+                raise NoCapacity(f"nothing now: {_WAITS}", considered=decided.considered, rejected={}, next_best=None)
         if isinstance(decided, Refusal):
             raise refused(decided, request.max_price_dc, self._placing.dearer(fleet, request))
         run = self._new_run(customer, request, stored=False)
@@ -319,11 +333,7 @@ class Broker:
 
     def _start(self, run: RunRow, request: RunRequest, *, raise_on_funds: bool) -> None:
         """Place a new run, refuse it, or leave it in the queue."""
-        if request.slot:
-            slots.expect_usable(self._session, request.slot, run.customer, self._plane.now_ms())
-        why = stalled(self._session, self._plane.now_ms())
-        if why:
-            raise ServiceError(why, retryable=True)
+        self._expect_startable(run.customer, request)
         fleet, decided = self._placing.decide(request, run.excluded_nodes)
         if isinstance(decided, Refusal):
             run.explain = explain(decided)
@@ -346,6 +356,14 @@ class Broker:
             reason = Reason.BUDGET_EXHAUSTED if run.budget_dc is not None else Reason.INSUFFICIENT_FUNDS
             decided_step = run_failed(RunState(run.state), reason, "the next lease could not be paid")
             transitions.run_step(self._plane, self._session, run, decided_step)
+
+    def _expect_startable(self, customer: str, request: RunRequest) -> None:
+        """That a lease could be granted at all now."""
+        if request.slot:
+            slots.expect_usable(self._session, request.slot, customer, self._plane.now_ms())
+        why = stalled(self._session, self._plane.now_ms())
+        if why:
+            raise ServiceError(why, retryable=True)
 
     def _leave(self, run: RunRow) -> None:
         """A run whose leases all end by a notice looks for others before they do."""

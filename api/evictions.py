@@ -1,9 +1,10 @@
 """Evictions: spot leases get their notice because a run of a higher tier fits only in their place.
 
-`fabric.placement` chooses whom; here the choice is carried out, all of it or nothing: notices, and room kept for the
-run until it is placed there, is over, or waited too long. Works inside the caller's transaction.
+`fabric.placement` chooses whom; here the choice is carried out, all of it or nothing: notices, and room and money kept
+for the run until it is placed there, is over, or waited too long. Works inside the caller's transaction.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -14,6 +15,7 @@ from api.acceptance import EVICTING_LEAST_MS
 from api.commitments import seats_of
 from api.fleet import split_node
 from api.fleets import note_change
+from api.granting import NOTICE_MS
 from api.lifecycle import CLOSE_WITHIN_MS
 from api.notice_tables import EvictionRow
 from api.plane import Plane
@@ -21,15 +23,19 @@ from api.tables import LeaseRow, RunRow
 from fabric.placement.answer import Placement
 from fabric.wire.machines import ACTIVE_LEASE_STATES, LeaseState, RunState
 from fabric.wire.reasons import Reason
+from ledger.errors import BudgetExceeded, InsufficientFunds
 from ledger.pricing import PricedShare, cost_up, reserve_dc_up
 
 
 def begin(plane: Plane, session: Session, run: RunRow, placement: Placement) -> bool:
-    """Give the notices and keep the room; False, and nothing is done, when it could not be paid."""
-    if not _payable(plane, session, run, placement):
-        return False
+    """Give the notices, keep the room and set aside what it will cost at least.
+
+    False, and nothing is done, when that could not be paid.
+    """
     victims = [session.get(LeaseRow, name) for name in placement.evicts]
     if any(lease is None or lease.tier != "spot" or not _is_active(lease) for lease in victims):
+        return False
+    if not _set_aside(plane, session, run, placement):
         return False
     until = plane.now_ms()
     for lease in victims:
@@ -61,8 +67,11 @@ def is_over(plane: Plane, session: Session, eviction: EvictionRow) -> bool:
 
 
 def end(plane: Plane, session: Session, eviction: EvictionRow) -> None:
-    """Keep the room no longer; the run is over, or is to be placed there now."""
+    """Keep room and money no longer; the run is over, or is to be placed there now."""
     run = session.get_one(RunRow, eviction.run)
+    ledger, name = plane.ledger(session), _hold_of(run.id, eviction.victims)
+    if ledger.find_hold(name) is not None:
+        ledger.release_hold(name)
     run.evicted_gpus = [uuid for seat in eviction.seats for uuid, _ in seat["gpus"]]
     session.add(run)
     _note(plane, session, eviction)
@@ -77,16 +86,25 @@ def forget_idle(plane: Plane, session: Session) -> None:
         end(plane, session, eviction)
 
 
-def _payable(plane: Plane, session: Session, run: RunRow, placement: Placement) -> bool:
-    ledger = plane.ledger(session)
-    shares = [
-        PricedShare(share.milli, placement.price_dc_per_gpu_hour)
-        for part in placement.assignments
-        for share in part.gpus
-    ]
-    needed = max(cost_up(shares, EVICTING_LEAST_MS), reserve_dc_up(shares, 0))
-    left = None if run.budget_dc is None else run.budget_dc - ledger.committed_dc(run.id)
-    return ledger.balance(run.customer).available >= needed and (left is None or left >= needed)
+def _set_aside(plane: Plane, session: Session, run: RunRow, placement: Placement) -> bool:
+    """Hold what the leases will have to hold, so that nobody leaves for a run that cannot pay when its turn comes."""
+    if placement.tier == "reserved":  # its slot is paid
+        return True
+    needed = 0
+    for part in placement.assignments:
+        shares = [PricedShare(share.milli, placement.price_dc_per_gpu_hour) for share in part.gpus]
+        needed += max(cost_up(shares, EVICTING_LEAST_MS), reserve_dc_up(shares, NOTICE_MS[placement.tier]))
+    name = _hold_of(run.id, placement.evicts)
+    try:
+        plane.ledger(session).hold(name, run.id, run.customer, needed, f"hold/{name}", budget_dc=run.budget_dc)
+    except (InsufficientFunds, BudgetExceeded):
+        return False
+    return True
+
+
+def _hold_of(run: str, victims: Sequence[str]) -> str:
+    """The name under which an eviction's money is held; a lease is evicted once, so it names one eviction."""
+    return f"eviction/{run}/{victims[0]}"
 
 
 def _seats(placement: Placement) -> list[dict[str, Any]]:

@@ -42,6 +42,15 @@ class Placing:
             fleet, decided = self._decide_size(request.model_copy(update={"nodes": nodes}), exclude)
         return fleet, decided
 
+    def largest(self, fleet: Fleet, request: RunRequest, clear: frozenset[str]) -> Placement | Refusal:
+        """As `decide`, in this fleet and off the nodes where room is kept for others."""
+        decided = self.place(fleet, request, (), clear)
+        for nodes in gangs.sizes(request)[1:]:
+            if isinstance(decided, Placement):
+                break
+            decided = self.place(fleet, request.model_copy(update={"nodes": nodes}), (), clear)
+        return decided
+
     def fleet(self) -> Fleet:
         return self._plane.fleets.at(self._session, self._plane.now_ms(), writes=self._writes)
 

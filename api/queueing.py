@@ -98,16 +98,17 @@ class Queue:
         self._session.add(run)
         return True
 
-    def kept_clear(self, fleet: Fleet, run: RunRow) -> frozenset[str]:
-        """Nodes where room collects for runs that have waited too long, which this one may not pass by."""
+    def kept_clear(self, fleet: Fleet, run: RunRow | None = None) -> frozenset[str]:
+        """Nodes where room collects for runs that have waited too long, which this one (None: a new one) may not pass."""
         now = self._plane.now_ms()
+        since = now if run is None else run.created_ms
         late = (
             select(RunRow)
             .where(
                 col(RunRow.state) == RunState.QUEUED.value,
-                col(RunRow.created_ms) <= min(now - OVERDUE_MS, run.created_ms),
+                col(RunRow.created_ms) <= min(now - OVERDUE_MS, since),
                 col(RunRow.retry_at_ms) <= now,
-                col(RunRow.id) != run.id,
+                col(RunRow.id) != ("" if run is None else run.id),
             )
             .order_by(col(RunRow.created_ms), col(RunRow.id))
             .limit(_ROOM_FOR)

@@ -9,6 +9,7 @@ from sqlmodel import select
 from api import fleet as fleets
 from api import schemas
 from api.deps import PerhapsCaller, PlaneDep, ReadSession
+from api.queueing import queue
 from api.tables import OperatorRow
 from fabric.placement.answer import Offer
 from fabric.placement.place import offers as find_offers
@@ -55,8 +56,9 @@ def offers(
     located = wanted.model_copy(update={"objective": "latency"} if caller else {})
     rtts = plane.distances.rtts_ms(session, located, now)
     allowed = plane.settings.allow_simulated
+    kept = queue(plane, session).kept_clear(fleet)
     whose = None if account is None else account.customer
-    request = fleets.request_of(wanted, fleet, exclude=[], allow_simulated=allowed, rtt_ms=rtts, account=whose)
+    request = fleets.request_of(wanted, fleet, exclude=kept, allow_simulated=allowed, rtt_ms=rtts, account=whose)
     names = {row.id: row.name for row in session.exec(select(OperatorRow))}
     found = find_offers(fleet, request)
     wanted_of = {offer.cluster for offer in found}

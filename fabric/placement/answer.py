@@ -25,7 +25,7 @@ class Reason(StrEnum):
     PYTHON = "does not run this Python"
     NEEDS = "does not allow the network, or have the installer or Python, that is asked for"
     OWN_WORK = "isolates nothing, so it takes its operator's own work only"
-    EXCLUDED = "an earlier attempt failed there"
+    EXCLUDED = "an earlier attempt failed there, or room is kept there for others"
     RTT = "too far away"
     SIZE = "too little CPU, memory or disk even when empty"
     PRICE = "above the price cap"

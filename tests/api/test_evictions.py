@@ -211,6 +211,48 @@ def test_who_cannot_pay_ten_minutes_evicts_nobody(fabric, agent):
     assert fabric.run(evicted, who="bob")["state"] == "PREEMPTING"
 
 
+def held(fabric, who="alice"):
+    return int(fabric.call("GET", "/v1/account", who=who)["held_dc"])
+
+
+def test_what_an_eviction_will_cost_at_least_is_held_while_it_waits(fabric, agent):
+    _, grant = spot(fabric, agent, gpus="H100:2")
+    wants = fabric.submit(gpu=["H100:2"])["id"]
+    assert held(fabric) == 2 * H100_PRICE // 6
+    agent.expect(link.Notice)
+    agent.beat(10_000)
+    closes(agent, grant)
+    fabric.tick()
+    assert fabric.run(wants)["state"] == "STARTING"
+    assert held(fabric) == 2 * H100_PRICE // 6  # of the lease now
+    assert fabric.audit() == []
+
+
+def test_the_winner_gets_its_money_back_when_it_waits_no_more(fabric, agent):
+    spot(fabric, agent, gpus="H100:2")
+    wants = fabric.submit(gpu=["H100:2"])["id"]
+    fabric.call("POST", f"/v1/runs/{wants}/cancel")
+    fabric.tick(1_000)
+    assert held(fabric) == 0
+    assert fabric.audit() == []
+
+
+def test_two_evictions_are_not_paid_with_the_same_money(fabric, agent):
+    second = Agent(fabric, cluster="second", nodes=nodes(gpu(8), gpu(9), name="node-8"))
+    second.connect()
+    for _ in range(2):
+        fabric.submit(who="bob", gpu=["H100:2"], tier="spot")
+    for one in (agent, second):
+        one.open(one.expect(link.Grant))
+    balance = int(fabric.call("GET", "/v1/account")["available_dc"])
+    cost = 2 * H100_PRICE // 6
+    with fabric.plane.database.write() as session:
+        fabric.plane.ledger(session).hold("spent", "spent", "alice", balance - cost - 1, "hold/spent")
+    runs = [fabric.submit(gpu=["H100:2"])["id"] for _ in range(2)]
+    texts = [fabric.run(run)["explain"]["text"] for run in runs]
+    assert ["must leave" in text for text in texts] == [True, False]
+
+
 def test_a_dry_run_says_who_would_have_to_leave_and_evicts_nobody(fabric, agent):
     evicted, _ = spot(fabric, agent, gpus="H100:2")
     plan = fabric.submit(gpu=["H100:2"], dry_run=True, expect=200)

@@ -1,7 +1,7 @@
 """Who goes first when something gets free, where a failed run goes next, and what a customer is told of it."""
 
 import pytest
-from scripted import H100_PRICE, Agent, gpu, nodes
+from scripted import H100_PRICE, OTHER_KEY, Agent, gpu, nodes
 
 from fabric.wire import link
 from fabric.wire.reasons import Reason
@@ -74,6 +74,32 @@ def test_room_is_kept_for_a_run_that_has_waited_too_long(fabric, agent):
     give_back(fabric, agent, grant)
     assert (fabric.run(big)["state"], fabric.run(late["id"], who="bob")["state"]) == ("STARTING", "QUEUED")
     assert fabric.audit() == []
+
+
+def test_offers_and_a_dry_run_show_no_room_that_is_kept_for_others(fabric, agent):
+    big_waits(fabric, agent, 540_000)
+    assert fabric.submit(who="bob", gpu=["H100"], dry_run=True, expect=200)["explain"]["chosen"]
+    assert [offer["count_free"] for offer in fabric.call("GET", "/v1/offers?gpu=H100")["offers"]] == [1]
+    wait(fabric, agent, 60_000)
+    refusal = fabric.submit(who="bob", gpu=["H100"], dry_run=True, expect=409)
+    assert "room is kept" in refusal["detail"]
+    assert fabric.call("GET", "/v1/offers?gpu=H100")["offers"] == []
+
+
+def test_what_an_offer_and_a_dry_run_show_is_where_the_run_goes_and_what_it_pays(fabric, agent):
+    other = Agent(
+        fabric, operator="op-2", key=OTHER_KEY, nodes=nodes(gpu(8), name="node-8"), prices={"H100": {"on_demand": 100}}
+    )
+    other.connect()
+    seen = []
+    while offers := fabric.call("GET", "/v1/offers?gpu=H100")["offers"]:
+        plan = fabric.submit(gpu=["H100"], dry_run=True, expect=200)["explain"]["chosen"]
+        bought = fabric.submit(gpu=["H100"])["explain"]["chosen"]
+        assert plan == bought
+        assert bought["price_dc_per_gpu_hour"] == offers[0]["price_dc_per_gpu_hour"]
+        seen.append(bought["price_dc_per_gpu_hour"])
+    assert seen == ["100", str(H100_PRICE), str(H100_PRICE)]
+    fabric.submit(gpu=["H100"], dry_run=True, expect=409)
 
 
 def test_until_then_smaller_runs_pass(fabric, agent):
