@@ -99,7 +99,7 @@ class Queue:
         return True
 
     def kept_clear(self, fleet: Fleet, run: RunRow | None = None) -> frozenset[str]:
-        """Nodes where room collects for runs that have waited too long, which this one (None: a new one) may not pass."""
+        """Nodes where room collects for runs that waited too long; not for this one (None: a new one)."""
         now = self._plane.now_ms()
         since = now if run is None else run.created_ms
         late = (
