@@ -157,6 +157,8 @@ def check_ssh(address: str, problem: str) -> Finding:
     """`ray up` retries a refused key for 15 minutes without saying so; this says so."""
     if problem:
         mend = "put the public half of auth.ssh_private_key into ~/.ssh/authorized_keys of auth.ssh_user on that host"
+        if "denied" not in problem.lower():
+            mend = "switch it on, see that its address is right and sshd runs; one that stays away leaves worker_ips"
         return bad("ssh", f"cannot log in: {problem}", mend).at(address)
     return good("ssh", "login works").at(address)
 

@@ -108,3 +108,10 @@ def test_an_index_that_does_not_answer_is_a_warning_that_shows_no_password(tmp_p
     assert "s3cret" not in f"{finding}"
     assert checks.check_packages(*packages_problem("", str(tmp_path))).verdict is Verdict.OK
     assert checks.check_packages(*packages_problem("", "/no/such")).verdict is Verdict.WARNING
+
+
+def test_a_host_that_does_not_answer_gets_another_mend_than_one_that_refuses_the_key():
+    assert "authorized_keys" in checks.check_ssh("10.0.0.1", "user@10.0.0.1: Permission denied (publickey).").mend
+    away = checks.check_ssh("10.0.0.1", "ssh: connect to host 10.0.0.1 port 22: No route to host").mend
+    assert "switch it on" in away
+    assert "worker_ips" in away

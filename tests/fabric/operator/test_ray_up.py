@@ -276,7 +276,7 @@ def remember(hosts, verb, value=b""):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(540)
+@pytest.mark.timeout(700)
 def test_an_operators_cluster_from_init_to_ray_down(site):
     hosts = site.hosts
     for index in (1, 2, 3):
@@ -317,12 +317,18 @@ def test_an_operators_cluster_from_init_to_ray_down(site):
     hosts.cut_power(1)
     wait_for(lambda: site.answers("long.log").get("H100"), "the end of the run whose agent was on the head", 90)
     assert site.answers("long.log") == {"L4": "OperatorLost", "H100": "OperatorLost"}
-    site.start_host(1)
+    refused = site.operator("up", "-C", site.folder, check=False)
+    assert f"{hosts.address(3)}  cannot log in" in refused.stdout, (
+        "what is without power is named before anything starts"
+    )
+    for index in (1, 3):
+        site.start_host(index)
     site.operator("up", "-C", site.folder)
-    wait_for(lambda: site.offered() == {"RTX 4090": 1, "H100": 2, "A100": 1}, "all GPUs behind the head again", 120)
+    everything = {"RTX 4090": 1, "H100": 2, "L4": 1, "A100": 1}
+    wait_for(lambda: site.offered() == everything, "all GPUs behind the head again", 180)
     assert "the cluster" in remember(hosts, "get"), "what the head knew was in RocksDB"
-    site.run_jobs("after.log", "H100=0", "A100=0").wait(60)
-    assert site.answers("after.log") == {"H100": 42, "A100": 42}
+    site.run_jobs("after.log", "H100=0", "L4=0", "A100=0").wait(60)
+    assert site.answers("after.log") == {"H100": 42, "L4": 42, "A100": 42}
     assert all(check["ok"] for check in site.call("GET", "/v1/audit")["checks"])
     site.operator("status", "-C", site.folder, check=False)
 
@@ -333,6 +339,7 @@ def test_an_operators_cluster_from_init_to_ray_down(site):
     hosts.ssh(1, "kill -9 $(cat ~/.fabric-operator/agent/agent.pid)")
     wait_for(lambda: "203.0.113.5:6379" in site.agent_log(), "the refusal of the agent that was started again", 30)
 
+    hosts.cut_power(3)
     site.ray("down", "-y", site.folder / "cluster.yaml")
     assert {index: hosts.processes(index) for index in (1, 2, 4)} == {1: "", 2: "", 4: ""}
     down = site.operator("down", "-C", site.folder, check=False)
