@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import structlog
 
-from fabric.agent import dialect
 from fabric.agent.customer import Customer
 from fabric.agent.envs import EnvError
 from fabric.agent.events import Closed, Finished, LeaseEvent, Opened, Passed, Prepared, Returned, Ticked
@@ -21,7 +20,7 @@ from fabric.agent.gauges import Gauges, Sensor
 from fabric.agent.lease_spec import LeaseSpec
 from fabric.agent.mesh import Mesh
 from fabric.agent.meter import LeaseMeter
-from fabric.agent.notice import Deadline
+from fabric.agent.notice import Asked, Deadline
 from fabric.agent.oom import OomWatch, resident_bytes
 from fabric.agent.output import Line
 from fabric.agent.pool import Pool
@@ -50,9 +49,6 @@ KEPT_BYTES = 1 << 30
 """No further task is passed to the child while results of this size wait for their acknowledgement."""
 PARTS_BYTES = 1 << 30
 """Parts of streams that nobody took may have this size together: a child that goes on beyond it is killed."""
-
-MAX_ASKED_MS = 86_400_000
-"""A job asks for a notice at most a day ahead."""
 
 _INLINE_DIGEST_BYTES = 1 << 20
 _ENDED_BY_ACTORS = frozenset({Reason.OOM, Reason.TIMEOUT, Reason.CANCELLED_BY_USER})
@@ -88,8 +84,8 @@ class Lease:
         self._around = around
         self._book = TaskBook()
         self._functions = Functions()
-        self._restoring = Restoring()
-        self._saving = Saving()
+        self._restoring = Restoring(spec, host.forward)
+        self._saving = Saving(spec, host.forward)
         self._streams = Streams()
         self._customer = Customer()
         self._gauges = Gauges(sensor, [uuid for uuid, _ in spec.gpus])
@@ -101,7 +97,7 @@ class Lease:
         self._killed_for: tuple[Reason, str] | None = None
         self._closing: tuple[str, str] | None = None
         self._deadline: Deadline | None = None
-        self._asked: asyncio.TimerHandle | None = None
+        self._asked = Asked(lambda: self.give_notice(Reason.PREEMPTED, spec.notice_ms))
         self._background: set[asyncio.Task[None]] = set()
         self._oom = OomWatch()
 
@@ -199,8 +195,7 @@ class Lease:
         self._time_limit.stop()
         if self._deadline is not None:
             self._deadline.cancel()
-        if self._asked is not None:
-            self._asked.cancel()
+        self._asked.cancel()
         for task in list(self._background):
             task.cancel()
         if self._worker is not None:
@@ -274,11 +269,7 @@ class Lease:
     def _on_call(self, call: Call) -> None:
         call.at_once = self._functions.at_once(call.digest)
         again = [(call.run, task.task) for task in call.tasks if task.attempt > 1] if not call.at_once else []
-        asked = [key for key in again if not self._restoring.awaits(key)]
-        wanted = [[dialect.WANTED, self.spec.lease, self.spec.generation, *key] for key in asked]
-        if again and all(self._host.forward(header) for header in wanted):
-            self._restoring.wait(call, set(again))
-        else:
+        if not (again and self._restoring.ask(call, again)):
             self._begin_call(call)
 
     def on_stored(self, number: int, problem: str) -> None:
@@ -288,8 +279,10 @@ class Lease:
             self._worker.page.store(max(number, self._worker.page.stored), problem)
 
     def on_new_agent(self) -> None:
-        """What was asked of the one before is not answered any more."""
-        self._saving.forget()
+        """What was asked of the one before is not answered any more: ask anew, and let the child save anew."""
+        self._restoring.ask_again()
+        if self._saving.forget() and self._worker is not None:
+            self._worker.page.store(self._worker.page.stored, "the operator's agent was started anew meanwhile")
 
     def on_piece(self, digest: str, body: Buffer) -> None:
         self._restoring.add_piece(digest, body)
@@ -307,10 +300,7 @@ class Lease:
         task, attempt, number = fields
         if not self._book.is_flying(run, task, attempt):
             raise FrameError("a checkpoint of a task that the child does not run")
-        what = dialect.PIECE if kind == channel.PIECE else dialect.CHECKPOINT
-        self._saving.check(kind, body)
-        if self._host.forward([what, self.spec.lease, self.spec.generation, run, int(task), int(number)], body):
-            self._saving.sent()
+        self._saving.keep(kind, run, int(task), int(number), body)
 
     def _begin_call(self, call: Call) -> None:
         self._send_outcomes(self._book.add(call))
@@ -409,7 +399,7 @@ class Lease:
             case channel.PIECE | channel.CHECKPOINT:
                 self._keep(str(kind), str(run), fields, body)
             case channel.ASK_NOTICE:
-                self._ask_notice(run)
+                self._asked.ask(run)
             case channel.FAILED:
                 task, attempt, reason, message, code = fields[0][0]
                 why = Reason(reason) if self._book.at_once and reason in _ENDED_BY_ACTORS else Reason.OOM
@@ -542,17 +532,6 @@ class Lease:
         if self._deadline is not None:
             left_ms = max(0, self._deadline.at_ns - self._clock.monotonic_ns()) // 1_000_000
             self._send([channel.NOTICE, str(self._deadline.reason), left_ms])
-
-    def _ask_notice(self, after_ms: Any) -> None:
-        """The job wants to be preempted: it costs nobody but its own customer."""
-        if not isinstance(after_ms, int) or not 0 <= after_ms <= MAX_ASKED_MS:
-            raise FrameError(f"a notice is asked for within 0 to {MAX_ASKED_MS} ms, not {after_ms!r}")
-        loop = asyncio.get_running_loop()
-        if self._asked is not None:
-            if self._asked.when() <= loop.time() + after_ms / 1000:
-                return
-            self._asked.cancel()
-        self._asked = loop.call_later(after_ms / 1000, self.give_notice, Reason.PREEMPTED, self.spec.notice_ms)
 
     def _on_deadline(self, reason: Reason) -> None:
         self._closer = asyncio.ensure_future(self.close(reason, EXPLANATIONS[reason]))

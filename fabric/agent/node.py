@@ -5,7 +5,6 @@ never unpickles. Restarted, it bills the leases it had up to the last thing its 
 """
 
 import asyncio
-import contextlib
 import hmac
 import os
 import socket
@@ -18,8 +17,9 @@ from typing import Any
 import structlog
 
 from fabric.agent import dialect, events, probe
+from fabric.agent.connection import Connection
 from fabric.agent.envs import EnvOptions, Envs
-from fabric.agent.events import Began, Closed, Finished, Held, LeaseEvent, Opened
+from fabric.agent.events import Began, Closed, Held, LeaseEvent, Opened
 from fabric.agent.examiner import Examiner
 from fabric.agent.feed import Feed
 from fabric.agent.hall import Hall
@@ -27,8 +27,9 @@ from fabric.agent.journal import Journal, JournalGone
 from fabric.agent.lease import Lease
 from fabric.agent.lease_spec import LeaseSpec
 from fabric.agent.mesh import GangLine
-from fabric.agent.meter import LeaseMeter, MeterError
+from fabric.agent.meter import LeaseMeter
 from fabric.agent.pool import Needs, Pool
+from fabric.agent.recovery import recover
 from fabric.agent.sandbox import Bubblewrap, ChildSpec, Isolation, Plain, SandboxError
 from fabric.agent.sandbox.interpreter import needs, others
 from fabric.agent.sandbox.tun import DEVICE
@@ -116,7 +117,7 @@ class Node:
 
     async def start(self) -> str:
         """Settle what an earlier process left open, then listen; returns the address to connect to."""
-        self._recover()
+        recover(self._journal)
         self._journal.append(events.encode(Began(_boot_id())))
         self._server, address = await self._listen()
         await self._listen_for_gangs(address)
@@ -179,7 +180,7 @@ class Node:
 
     def serve(self) -> FrameStream:
         """The protocol of a new connection; its first frame says what it is for."""
-        return _Connection(self).stream
+        return Connection(self).stream
 
     def take_control(self, stream: FrameStream, token: str) -> None:
         """A connection of the agent; an older one is closed.
@@ -192,8 +193,6 @@ class Node:
             self._control.close()
         self._control = stream
         self._heard = asyncio.get_running_loop().time()
-        for lease in self._leases.values():
-            lease.on_new_agent()
         leases = [
             [lease.spec.lease, lease.spec.generation, lease.spec.session, lease.spec.run]
             for lease in self._leases.values()
@@ -212,6 +211,8 @@ class Node:
                 },
             ]
         )
+        for lease in self._leases.values():
+            lease.on_new_agent()
 
     def take_channel(self, stream: FrameStream, token: str, lease: str, generation: int) -> Lease | None:
         """A customer's connection, vouched for by the agent; None (and a CLOSED frame) when the lease is not open.
@@ -421,19 +422,6 @@ class Node:
         await worker.start()
         return worker
 
-    def _recover(self) -> None:
-        """Close what was open when the last process ended, at the last moment its journal knows of each lease."""
-        for meter in _open_meters(self._journal):
-            for run, tasks in meter.flying:
-                ended = tuple((task, attempt, str(Reason.OPERATOR_LOST), b"", 0) for task, attempt in tasks)
-                self._settle(meter, Finished(meter.lease, meter.generation, meter.last_ns, run, ended))
-            self._settle(meter, Closed(meter.lease, meter.generation, meter.last_ns, str(Reason.OPERATOR_LOST)))
-        self._journal.sync()
-
-    def _settle(self, meter: LeaseMeter, event: Finished | Closed) -> None:
-        meter.apply(event)
-        self._journal.append(events.encode(event))
-
     async def _tick_forever(self) -> None:
         loop = asyncio.get_running_loop()
         number = 0
@@ -533,77 +521,9 @@ class Node:
             _log.error("a task of the node failed", exc_info=task.exception())
 
 
-class _Connection:
-    """What one connection is for, once it has said so."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._lease: Lease | None = None
-        self._line: GangLine | None = None
-        self._control = False
-        self.stream = FrameStream(self._on_frame, self._on_closed)
-
-    def _on_frame(self, header: list[Any], body: Buffer) -> None:
-        try:
-            self._dispatch(header, body)
-        except (FrameError, TypeError, ValueError) as error:
-            _log.warning("a connection was dropped", error=str(error))
-            self.stream.abort()
-
-    def _dispatch(self, header: list[Any], body: Buffer) -> None:
-        if self._lease is not None:
-            self._lease.handle(header, body)
-            return
-        if self._line is not None:
-            self._line.handle(header, body)
-            return
-        if self._control:
-            self._node.on_control(header, body)
-            return
-        match header:
-            case [dialect.CONTROL, str() as token]:
-                self._node.take_control(self.stream, token)
-                self._control = True
-            case [dialect.GANG, str() as token, str() as group, int() as other, int() as rank]:
-                self._line = self._node.take_gang(self.stream, token, group, other, rank)
-            case [dialect.CHANNEL, str() as token, str() as lease, int() as generation]:
-                self._lease = self._node.take_channel(self.stream, token, lease, generation)
-            case _:
-                raise FrameError(f"a connection began with {header[0]!r}")
-
-    def _on_closed(self, error: Exception | None) -> None:
-        if error is not None:
-            _log.info("a connection broke", error=str(error))
-        if self._lease is not None:
-            self._lease.detach(self.stream)
-        if self._control:
-            self._node.control_lost(self.stream)
-
-
 def _kill_unwanted(launching: "asyncio.Task[Worker]") -> None:
     if not launching.cancelled() and launching.exception() is None:
         launching.result().kill()
-
-
-def _open_meters(journal: Journal) -> list[LeaseMeter]:
-    """The meters of the leases that the journal does not close."""
-    meters: dict[tuple[str, int], LeaseMeter] = {}
-    offset = journal.start
-    while offset < journal.end:
-        records, offset = journal.read(offset)
-        for record in records:
-            event = events.decode(record)
-            if isinstance(event, Began):
-                continue
-            key = (event.lease, event.generation)
-            if isinstance(event, Opened):
-                meters[key] = LeaseMeter(event)
-            elif isinstance(event, Held):
-                meters[key] = LeaseMeter.from_state(event.state)
-            elif key in meters:
-                with contextlib.suppress(MeterError):
-                    meters[key].apply(event)
-    return [meter for meter in meters.values() if not meter.closed]
 
 
 def _held(meter: LeaseMeter | None) -> Held:

@@ -1,8 +1,10 @@
-"""When a lease that got its notice ends: a deadline that is kept whatever the lease's process does."""
+"""When a lease that got its notice ends, kept whatever the lease's process does, and the notice that it asked for."""
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
+from fabric.wire.frames import FrameError
 from fabric.wire.reasons import Reason
 
 
@@ -16,3 +18,34 @@ class Deadline:
 
     def cancel(self) -> None:
         self._timer.cancel()
+
+
+MAX_ASKED_MS = 86_400_000
+"""A job asks for a notice at most a day ahead."""
+
+
+class Asked:
+    """The notice that a job wants for itself; it costs nobody but its own customer. One timer: the earliest counts."""
+
+    def __init__(self, give: Callable[[], None]) -> None:
+        self._give = give
+        self.timer: asyncio.TimerHandle | None = None
+
+    def ask(self, after_ms: Any) -> None:
+        """Give the notice so soon.
+
+        Raises:
+            FrameError: not a number of ms within a day.
+        """
+        if not isinstance(after_ms, int) or not 0 <= after_ms <= MAX_ASKED_MS:
+            raise FrameError(f"a notice is asked for within 0 to {MAX_ASKED_MS} ms, not {after_ms!r}")
+        loop = asyncio.get_running_loop()
+        if self.timer is not None:
+            if self.timer.when() <= loop.time() + after_ms / 1000:
+                return
+            self.timer.cancel()
+        self.timer = loop.call_later(after_ms / 1000, self._give)
+
+    def cancel(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()

@@ -1,9 +1,12 @@
 """Checkpoints on their way back into a lease's child: calls that wait for them, and the frames that bring them."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 
+from fabric.agent.dialect import WANTED
+from fabric.agent.lease_spec import LeaseSpec
 from fabric.agent.tasks import Call, Key, size_of
 from fabric.wire import channel
 from fabric.wire.frames import Buffer
@@ -17,21 +20,28 @@ MAX_BYTES = 10 << 30
 class Restoring:
     """Kept until the task is over, and sent with its call: the child of this moment may die before it begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: LeaseSpec, forward: Callable[[list[Any]], bool]) -> None:
+        self._spec = spec
+        self._forward = forward
         self.waiting_bytes = 0
         self._kept_bytes = self._coming_bytes = 0
         self._waiting: list[tuple[Call, set[Key]]] = []
         self._pieces: list[tuple[list[Any], bytes]] = []
         self._frames: dict[Key, list[tuple[list[Any], bytes]]] = {}
 
-    def wait(self, call: Call, keys: set[Key]) -> None:
-        """The call begins when of each of these the agent has said what there is."""
-        self._waiting.append((call, keys))
+    def ask(self, call: Call, keys: Sequence[Key]) -> bool:
+        """Let the call wait until the agent has said what there is of each of these; False when there is no agent."""
+        known = {key for _, awaited in self._waiting for key in awaited}
+        if not all(self._want(key) for key in keys if key not in known):
+            return False
+        self._waiting.append((call, set(keys)))
         self.waiting_bytes += size_of(call)
+        return True
 
-    def awaits(self, key: Key) -> bool:
-        """Whether the agent was asked about this task and has not answered."""
-        return any(key in keys for _, keys in self._waiting)
+    def ask_again(self) -> None:
+        """The agent is another one."""
+        for key in {key for _, awaited in self._waiting for key in awaited}:
+            self._want(key)
 
     def add_piece(self, digest: str, body: Buffer) -> None:
         """Of the checkpoint that `arrived` will name."""
@@ -67,3 +77,6 @@ class Restoring:
         """The task is over."""
         frames = self._frames.pop(key, [])
         self._kept_bytes -= sum(len(piece) for _, piece in frames[:-1])
+
+    def _want(self, key: Key) -> bool:
+        return self._forward([WANTED, self._spec.lease, self._spec.generation, *key])

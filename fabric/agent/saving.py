@@ -1,9 +1,14 @@
-"""Checkpoints on their way from a lease's child to the agent: few at a time, whatever the child sends. Pure.
+"""Checkpoints on their way from a lease's child to the agent: few at a time, whatever the child sends.
 
 An honest child waits for the agent's answer when four pieces are under way. One that does not would fill the memory of
 node and agent, which all leases share.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+from fabric.agent.dialect import CHECKPOINT, PIECE
+from fabric.agent.lease_spec import LeaseSpec
 from fabric.wire import channel
 from fabric.wire.frames import Buffer, FrameError
 
@@ -13,29 +18,31 @@ MAX_MANIFEST_BYTES = 32 << 20
 
 
 class Saving:
-    """What one lease sent and the agent has not answered."""
+    """What one lease sent and the agent has not answered. `forward` takes a frame to the agent; False without one."""
 
-    def __init__(self) -> None:
-        self._unanswered = 0
+    def __init__(self, spec: LeaseSpec, forward: Callable[[list[Any], Buffer], bool]) -> None:
+        self._spec = spec
+        self._forward = forward
+        self.unanswered = 0
 
-    def check(self, kind: str, body: Buffer) -> None:
-        """Whether the child may send this now.
+    def keep(self, kind: str, run: str, task: int, number: int, body: Buffer) -> None:
+        """Send a piece or a manifest on.
 
         Raises:
             FrameError: too much at once, or too large.
         """
-        most = MAX_PIECE_BYTES if kind == channel.PIECE else MAX_MANIFEST_BYTES
+        what, most = (PIECE, MAX_PIECE_BYTES) if kind == channel.PIECE else (CHECKPOINT, MAX_MANIFEST_BYTES)
         if memoryview(body).nbytes > most:
             raise FrameError(f"a {kind} of {memoryview(body).nbytes} bytes; at most {most}")
-        if self._unanswered >= MAX_UNANSWERED:
-            raise FrameError(f"{self._unanswered} pieces of checkpoints are under way; an honest child waits for four")
-
-    def sent(self) -> None:
-        self._unanswered += 1
+        if self.unanswered >= MAX_UNANSWERED:
+            raise FrameError(f"{self.unanswered} pieces of checkpoints are under way; an honest child waits for four")
+        if self._forward([what, self._spec.lease, self._spec.generation, run, task, number], body):
+            self.unanswered += 1
 
     def answered(self) -> None:
-        self._unanswered = max(0, self._unanswered - 1)
+        self.unanswered = max(0, self.unanswered - 1)
 
-    def forget(self) -> None:
-        """The agent is another one: it answers nothing that was sent before."""
-        self._unanswered = 0
+    def forget(self) -> bool:
+        """The agent is another one: it answers nothing that was sent before. Whether something was under way."""
+        lost, self.unanswered = self.unanswered > 0, 0
+        return lost

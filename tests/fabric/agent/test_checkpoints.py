@@ -117,3 +117,32 @@ def test_outside_a_job_the_folder_is_below_the_current_one(tmp_path, monkeypatch
     assert fabric.checkpoint_dir() == tmp_path / "fabric-checkpoint"
     fabric.checkpoint()
     assert fabric.preempting() is False
+
+
+async def test_an_agent_that_is_started_anew_is_asked_anew_and_a_job_that_was_saving_hears_of_it(site):
+    def saves_and_tells():
+        (fabric.checkpoint_dir() / "step").write_text("1")
+        try:
+            fabric.checkpoint()
+        except OSError as error:
+            return str(error)
+        return "stored"
+
+    customer = await site.leased()
+    mute = site.agent
+    mute.send = lambda *_: None
+    customer.call(customer.function(saves_and_tells))
+    while not any(header[0] == dialect.CHECKPOINT for header, _ in mute.frames):
+        await mute.next()
+    site.agent = type(mute)()
+    await site.agent.connect(site.address)
+    site.agent.send([dialect.CONTROL, site.token])
+    assert "started anew" in (await customer.outcomes(1))[0]
+
+    site.agent.send = lambda *_: None
+    customer.call(customer.function(lambda: "begun"), task=5, attempt=2)
+    await site.agent.next(dialect.WANTED)
+    site.agent = type(mute)()
+    await site.agent.connect(site.address)
+    site.agent.send([dialect.CONTROL, site.token])
+    assert (await customer.outcomes(1))[5] == "begun"

@@ -60,7 +60,7 @@ async def test_a_piece_that_is_too_large_ends_the_child(site):
     site.agent.send = lambda *_: None
     customer.call(customer.function(floods), 1, MAX_PIECE_BYTES + 1)
     await customer.outcomes(1)
-    assert site.node._leases["lease_1"]._saving._unanswered == 0
+    assert site.node._leases["lease_1"]._saving.unanswered == 0
 
 
 async def test_who_asks_for_a_notice_again_and_again_has_one_timer(site):
@@ -69,7 +69,7 @@ async def test_who_asks_for_a_notice_again_and_again_has_one_timer(site):
     assert (await customer.outcomes(1))[0] == "asked"
     lease = site.node._leases["lease_1"]
     assert len(lease._background) < 5
-    assert 3500 < lease._asked.when() - asyncio.get_running_loop().time() <= 3600, "the earliest counts"
+    assert 3500 < lease._asked.timer.when() - asyncio.get_running_loop().time() <= 3600, "the earliest counts"
 
 
 async def test_progress_that_nobody_reads_is_dropped(site):
@@ -131,7 +131,7 @@ def test_lines_that_nobody_reads_have_a_size():
 
 def test_checkpoints_that_wait_have_a_size_together(monkeypatch):
     monkeypatch.setattr("fabric.agent.restoring.MAX_BYTES", 100)
-    restoring = Restoring()
+    restoring = Restoring(None, lambda _: True)
     for task in range(3):
         restoring.add_piece("a", bytes(60))
         restoring.arrived("run", task, b"manifest")
