@@ -29,7 +29,23 @@ from fabric.wire.surroundings import NONE, network_of
 
 _SEPARATOR = "/"
 _PORTION = 400
-_RUN_COLUMNS = (col(RunRow.budget_dc), col(RunRow.detached), col(RunRow.request))
+_LEASE_COLUMNS = (
+    col(LeaseRow.id),
+    col(LeaseRow.cluster),
+    col(LeaseRow.node),
+    col(LeaseRow.run),
+    col(LeaseRow.tier),
+    col(LeaseRow.cpu_milli),
+    col(LeaseRow.memory_bytes),
+    col(LeaseRow.disk_bytes),
+    col(LeaseRow.granted_ms),
+    col(LeaseRow.startup_timeout_ms),
+    col(LeaseRow.price_dc_per_gpu_hour),
+    col(RunRow.budget_dc),
+    col(RunRow.detached),
+    col(RunRow.request),
+)
+_SHARE_COLUMNS = (col(LeaseGpuRow.lease), col(LeaseGpuRow.gpu), col(LeaseGpuRow.share_milli))
 _GPU_COLUMNS = (
     col(GpuRow.uuid),
     col(GpuRow.cluster),
@@ -293,26 +309,27 @@ def _needs(run: RunRequest) -> frozenset[str]:
 
 
 def _held(session: Session, keys: Collection[tuple[str, str]] | None, there: set[str]) -> list[Held]:
-    """Active leases on nodes that are there."""
+    """Active leases on nodes that are there. As plain rows, as GPUs are."""
     shares: defaultdict[str, list[GpuShare]] = defaultdict(list)
-    leases: list[LeaseRow] = []
+    leases: list[Row[Any]] = []
     terms: dict[str, tuple[int | None, int]] = {}
     gangs: dict[str, str] = {}
     for part in _parts(keys):
-        active = select(LeaseRow, *_RUN_COLUMNS).join(RunRow, col(RunRow.id) == col(LeaseRow.run))
+        active = select(*_LEASE_COLUMNS).join(RunRow, col(RunRow.id) == col(LeaseRow.run))
         active = active.where(col(LeaseRow.state).in_([state.value for state in ACTIVE_LEASE_STATES]))
         if part is not None:
             active = active.where(tuple_(col(LeaseRow.cluster), col(LeaseRow.node)).in_(part))
-        for lease, budget_dc, detached, request in session.execute(active):
-            leases.append(lease)
-            terms[lease.id] = (budget_dc, request.get("timeout_ms", 0) if detached else 0)
-            if request.get("nodes", 1) > 1:
+        found = session.execute(active).all()
+        leases += found
+        for lease in found:
+            terms[lease.id] = (lease.budget_dc, lease.request.get("timeout_ms", 0) if lease.detached else 0)
+            if lease.request.get("nodes", 1) > 1:
                 gangs[lease.id] = lease.run
-        taken = select(LeaseGpuRow).where(col(LeaseGpuRow.active))
+        taken = select(*_SHARE_COLUMNS).where(col(LeaseGpuRow.active))
         if part is not None:
-            taken = taken.where(col(LeaseGpuRow.lease).in_([lease.id for lease in leases]))
-        for row in session.scalars(taken) if leases else ():
-            shares[row.lease].append(GpuShare(row.gpu, row.share_milli))
+            taken = taken.where(col(LeaseGpuRow.lease).in_([lease.id for lease in found]))
+        for name, gpu, share_milli in session.execute(taken) if found else ():
+            shares[name].append(GpuShare(gpu, share_milli))
     leaving = noticed(session, [lease.id for lease in leases])
     stored = last_stored(session, [lease.run for lease in leases if lease.tier == "spot"])
     return [
@@ -329,7 +346,7 @@ def _held(session: Session, keys: Collection[tuple[str, str]] | None, there: set
     ]
 
 
-def _until_ms(lease: LeaseRow, milli: int, budget_dc: int | None, timeout_ms: int) -> int | None:
+def _until_ms(lease: Row[Any], milli: int, budget_dc: int | None, timeout_ms: int) -> int | None:
     """When the lease is over at the latest, by its run's budget or time limit; None when neither says."""
     ends: list[int] = []
     if budget_dc is not None:

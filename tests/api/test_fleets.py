@@ -132,6 +132,21 @@ def test_changes_are_forgotten_and_a_fleet_unused_for_long_is_built_anew(fabric,
     agrees(fabric.plane)
 
 
+def test_what_changed_is_read_in_portions_and_each_lease_once(fabric, monkeypatch):
+    agent = Agent(fabric, nodes=nodes(gpu(1)) + nodes(gpu(2), name="node-2"))
+    agent.connect()
+    for _ in range(2):
+        fabric.submit(gpu=["H100"])
+    plane = fabric.plane
+    monkeypatch.setattr(fleets, "_PORTION", 1)
+    with plane.database.read() as session:
+        fleet = fleets.load(session, plane.now_ms())
+        before, supply = picture(fleet), fleets.suppliers(session, plane.now_ms())
+        fleets.reload(session, fleet, supply, [fleets.split_node(name) for name in fleet.nodes])
+        assert picture(fleet) == before
+        assert [len(part.gpus) for held in fleet.leases.values() for part in held.assignments] == [1, 1]
+
+
 def test_who_finds_the_kept_fleet_taken_gets_one_from_the_rows(fabric, agent):
     plane, mine = fabric.plane, []
     with plane.database.read() as session:
