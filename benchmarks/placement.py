@@ -115,6 +115,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def _report(options: argparse.Namespace) -> dict[str, object]:
     seeds = seeds_of(options.seeds)
     if options.fleet is not None:
+        for name in ("fleet", "decisions"):
+            if getattr(options, name) < 1:
+                raise ValueError(f"--{name} is {getattr(options, name)}; at least 1")
         return _large_fleet(options.fleet, options.decisions, seeds[0])
     nodes, pods = read_nodes(options.nodes), read_pods(options.pods)
     policies: list[str] = options.policy or list(POLICIES)

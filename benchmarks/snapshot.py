@@ -39,7 +39,7 @@ _PRICE_DC = 200_000
 
 
 def measure(folder: Path, *, gpus: int, rounds: int, url: str = "") -> dict[str, float]:
-    """Build the rows, then the fleet from them so many times; `seconds` and `cpu_seconds` (this process's) are medians."""
+    """Build the rows, then the fleet from them so many times; `seconds` and `cpu_seconds` are medians."""
     plane = build(Settings(state_dir=folder, database_url=url, allow_simulated=True), ManualClock(1_767_300_000_000))
     with plane.database.write() as session:
         _seed(plane, session, -(-gpus // _PER_NODE))

@@ -3,7 +3,7 @@
 import json
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
@@ -60,7 +60,10 @@ def offers(
     as_json: Json = False,
 ) -> None:
     """What could be bought now, cheapest first."""
-    found = verbs.offers(gpu, tier=tier, region=region, near=near, max_rtt_ms=max_rtt_ms, max_price=max_price)
+    wishes = {"tier": tier, "region": region, "near": near, "max_rtt_ms": max_rtt_ms, "max_price": max_price}
+    found = verbs.offers(gpu, **wishes)
+    if not found:
+        print(f"fabric: no offers: {_why_none({'gpu': gpu, **wishes})}", file=sys.stderr)
     if as_json:
         _print_json([asdict(offer) for offer in found])
         return
@@ -332,6 +335,15 @@ _GROUPS = {
     "name": lambda run: str(run["name"]),
     "kind": lambda run: str(run["kind"]),
 }
+
+
+def _why_none(wishes: Mapping[str, Any]) -> str:
+    """What a run with these wishes would be told."""
+    given = {name: wish for name, wish in wishes.items() if wish is not None}
+    try:
+        return verbs.run(print, **given, dry_run=True).text
+    except Error as error:
+        return error.message
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

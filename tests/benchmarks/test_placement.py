@@ -86,6 +86,12 @@ def test_other_seeds_are_refused(text: str, capsys: pytest.CaptureFixture[str]) 
     assert "allowed: 42" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", [["--fleet", "0"], ["--fleet", "800", "--decisions", "0"]])
+def test_a_fleet_of_nothing_is_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(given) == 2
+    assert "is 0; at least 1" in capsys.readouterr().err
+
+
 def test_a_missing_file_and_a_bad_one_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--nodes", str(tmp_path / "none.csv")]) == 2
     bad = tmp_path / "bad.csv"

@@ -206,6 +206,7 @@ class SmallFabric:
         self.gpus = gpus
         self.runs, self.leases, self.nodes, self.blobs, self.endpoints = {}, {}, {}, {}, {}
         self.requests, self.problems, self.probes = [], [], []
+        self.fits_nothing = ""
         self.python = ".".join(platform.python_version_tuple()[:2])
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
@@ -256,6 +257,10 @@ class SmallFabric:
         self.requests.append((method, url.path, content))
         if self.problems:
             return 400, {"type": f"/problems/{self.problems[0][0]}", "detail": self.problems.pop(0)[1]}
+        if self.fits_nothing and (method, parts) == ("POST", ["runs"]):
+            return 409, {"type": "/problems/no-capacity", "detail": self.fits_nothing}
+        if self.fits_nothing and parts[0] == "offers":
+            return 200, {"offers": []}
         if parts[0] == "blobs":
             return self.blob(method, parts[1], body)
         if parts[0] == "offers":

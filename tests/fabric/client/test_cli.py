@@ -23,6 +23,12 @@ def test_offers_are_a_table_or_json(small_fabric, capsys):
     assert json.loads(capsys.readouterr().out)[0]["price_dc_per_gpu_hour"] == 250_000
 
 
+def test_who_finds_no_offer_is_told_why(small_fabric, capsys):
+    small_fabric.fits_nothing = "nothing fits now; did you mean H100?"
+    assert cli.main(["offers", "--gpu", "H1O0"]) == 0
+    assert capsys.readouterr().err == "fabric: no offers: nothing fits now; did you mean H100?\n"
+
+
 def test_explain_and_cost_of_a_run(finished, capsys):
     assert cli.main(["explain", finished]) == 0
     assert cli.main(["cost", finished]) == 0
