@@ -10,6 +10,8 @@ from sqlalchemy import func, select
 from sqlmodel import Session, col
 
 from api.acceptance import MINIMUM_MS
+from api.evictions import HOLDS, hold_of
+from api.notice_tables import EvictionRow
 from api.plane import Plane
 from api.pool_audit import pool_checks
 from api.slot_audit import SLOT_CHECKS
@@ -134,7 +136,7 @@ def meters_agree_with_the_ledger(session: Session) -> Iterator[Finding]:
 
 
 def leases_have_holds(session: Session) -> Iterator[Finding]:
-    """Every lease has a hold; it is open while the lease is active and ended when it is over."""
+    """Every lease has a hold; it is open while the lease is active and ended when it is over, as an eviction's is."""
     rows = session.execute(
         select(LeaseRow, HoldRow)
         .join(HoldRow, col(HoldRow.lease_id) == col(LeaseRow.id), isouter=True)
@@ -148,6 +150,11 @@ def leases_have_holds(session: Session) -> Iterator[Finding]:
             yield Finding("leases", lease.id, "it is active and its hold has ended")
         elif not active and hold.closed_ms is None:
             yield Finding("leases", lease.id, f"it is {lease.state} and its hold is open")
+    evicting = {hold_of(row) for row in session.scalars(select(EvictionRow))}
+    kept = select(HoldRow).where(col(HoldRow.lease_id).startswith(HOLDS), col(HoldRow.closed_ms).is_(None))
+    for hold in session.scalars(kept):
+        if hold.lease_id not in evicting:
+            yield Finding("evictions", hold.lease_id, "nobody waits for it any more and its hold is open")
 
 
 def old_generations_bill_nothing(session: Session) -> Iterator[Finding]:

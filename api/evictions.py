@@ -26,6 +26,9 @@ from fabric.wire.reasons import Reason
 from ledger.errors import BudgetExceeded, InsufficientFunds
 from ledger.pricing import PricedShare, cost_up, reserve_dc_up
 
+HOLDS = "eviction/"
+"""How the names of holds begin that no lease has yet."""
+
 
 def begin(plane: Plane, session: Session, run: RunRow, placement: Placement) -> bool:
     """Give the notices, keep the room and set aside what it will cost at least.
@@ -55,6 +58,11 @@ def of(session: Session, run: str) -> EvictionRow | None:
     return session.get(EvictionRow, run)
 
 
+def hold_of(eviction: EvictionRow) -> str:
+    """The name under which its money is held; a lease is evicted once, so the first one names the eviction."""
+    return _hold_of(eviction.run, eviction.victims)
+
+
 def nodes_of(eviction: EvictionRow) -> frozenset[str]:
     """The nodes on which room is kept."""
     return frozenset(part.node for part in seats_of(eviction))
@@ -69,7 +77,7 @@ def is_over(plane: Plane, session: Session, eviction: EvictionRow) -> bool:
 def end(plane: Plane, session: Session, eviction: EvictionRow) -> None:
     """Keep room and money no longer; the run is over, or is to be placed there now."""
     run = session.get_one(RunRow, eviction.run)
-    ledger, name = plane.ledger(session), _hold_of(run.id, eviction.victims)
+    ledger, name = plane.ledger(session), hold_of(eviction)
     if ledger.find_hold(name) is not None:
         ledger.release_hold(name)
     run.evicted_gpus = [uuid for seat in eviction.seats for uuid, _ in seat["gpus"]]
@@ -103,8 +111,7 @@ def _set_aside(plane: Plane, session: Session, run: RunRow, placement: Placement
 
 
 def _hold_of(run: str, victims: Sequence[str]) -> str:
-    """The name under which an eviction's money is held; a lease is evicted once, so it names one eviction."""
-    return f"eviction/{run}/{victims[0]}"
+    return f"{HOLDS}{run}/{victims[0]}"
 
 
 def _seats(placement: Placement) -> list[dict[str, Any]]:

@@ -237,6 +237,13 @@ def test_the_winner_gets_its_money_back_when_it_waits_no_more(fabric, agent):
     assert fabric.audit() == []
 
 
+def test_money_that_stays_held_for_an_eviction_which_is_over_is_found(fabric, agent):
+    with fabric.plane.database.write() as session:
+        fabric.plane.ledger(session).hold("eviction/run-1/lease-1", "run-1", "alice", 5, "hold/eviction/run-1/lease-1")
+    (check,) = fabric.audit()
+    assert "nobody waits for it any more" in check["first_bad"]
+
+
 def test_two_evictions_are_not_paid_with_the_same_money(fabric, agent):
     second = Agent(fabric, cluster="second", nodes=nodes(gpu(8), gpu(9), name="node-8"))
     second.connect()
