@@ -29,17 +29,41 @@ def own_modules(names: Iterable[str]) -> dict[str, Source]:
     Raises:
         InvalidRequest: one of them is an extension module, or its text cannot be read.
     """
-    found: dict[str, Source] = {}
+    asked = frozenset(names), tuple(sys.path)
+    known = _walked.get(asked)
+    if known is None or any(_changed_ns(source[0]) != at for source, at in known.values()):
+        if len(_walked) >= _WALKS_KEPT:
+            _walked.clear()
+        known = _walked[asked] = _walk(asked[0])
+    return {name: source for name, (source, _) in known.items()}
+
+
+_Dated = tuple[Source, int | None]
+"""A module's source, and when its file had last changed before it was read (ns; None: no file)."""
+_WALKS_KEPT = 256
+_walked: dict[tuple[frozenset[str], tuple[str, ...]], dict[str, _Dated]] = {}
+"""What was found before: a warm call of a function in a module only looks whether a file changed."""
+
+
+def _changed_ns(origin: str) -> int | None:
+    try:
+        return Path(origin).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _walk(names: Iterable[str]) -> dict[str, _Dated]:
+    found: dict[str, _Dated] = {}
     waiting = list(names)
     while waiting:
         name = waiting.pop()
         if name in found or name == "__main__" or name.partition(".")[0] in sys.stdlib_module_names:
             continue
-        source = _own_source(name)
-        if source is not None:
-            found[name] = source
+        dated = _own_source(name)
+        if dated is not None:
+            (_, text, package), _ = found[name] = dated
             waiting += _with_parents(name)
-            waiting += _imports(name, source[1], source[2])
+            waiting += _imports(name, text, package)
     return found
 
 
@@ -72,7 +96,7 @@ def _imports_of_code(code: CodeType) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _own_source(name: str) -> Source | None:
+def _own_source(name: str) -> _Dated | None:
     found = _resolve(name)
     if found is None:
         return None
@@ -80,19 +104,28 @@ def _own_source(name: str) -> Source | None:
     package = spec.submodule_search_locations is not None
     if spec.origin is None or not spec.has_location:
         own = package and all(_is_own(Path(place)) and not _is_ours(Path(place)) for place in places)
-        return (f"<{name}>", "", True) if own else None
-    path = Path(spec.origin)
-    if not _is_own(path) or _is_ours(path):
+        return ((f"<{name}>", "", True), None) if own else None
+    origin = spec.origin
+    if not _travels(origin):
         return None
-    if path.name.endswith(tuple(EXTENSION_SUFFIXES)):
-        raise InvalidRequest(f"the function needs {name}, an extension module ({path}); only Python source can travel")
-    return str(path), _text(name, path, path.stat().st_mtime_ns), package
+    if origin.endswith(tuple(EXTENSION_SUFFIXES)):
+        raise InvalidRequest(
+            f"the function needs {name}, an extension module ({origin}); only Python source can travel"
+        )
+    changed_ns = Path(origin).stat().st_mtime_ns
+    return (origin, _text(name, origin, changed_ns), package), changed_ns
 
 
 @lru_cache(maxsize=4096)
-def _text(name: str, path: Path, _changed_ns: int) -> str:
+def _travels(origin: str) -> bool:
+    path = Path(origin)
+    return _is_own(path) and not _is_ours(path)
+
+
+@lru_cache(maxsize=4096)
+def _text(name: str, path: str, _at_ns: int) -> str:
     try:
-        return decode_source(path.read_bytes())
+        return decode_source(Path(path).read_bytes())
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the function needs {name}, but {path} cannot be read: {error}") from None
 

@@ -83,6 +83,22 @@ def test_a_module_that_is_imported_inside_the_function_travels(own_folder):
     assert arrives(call) == "'late'"
 
 
+def test_a_module_that_was_edited_since_travels_as_it_is_now_with_what_it_imports_now(own_folder):
+    edited = own_folder / "edited_mod.py"
+    edited.write_text("def f(): return 'first'\n")
+
+    def call():
+        from edited_mod import f
+
+        return f()
+
+    assert arrives(call) == "'first'"
+    (own_folder / "edited_helper.py").write_text("WORD = 'second'\n")
+    edited.write_text("from edited_helper import WORD\ndef f(): return WORD\n")
+    assert pack_function(call).modules == {"edited_mod", "edited_helper"}
+    assert arrives(call) == "'second'"
+
+
 def test_modules_that_import_each_other_travel(own_folder):
     (own_folder / "ring_a.py").write_text("import ring_b\ndef a(): return ring_b.b()\n")
     (own_folder / "ring_b.py").write_text("import ring_a\ndef b(): return ring_a.__name__\n")
