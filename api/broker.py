@@ -112,7 +112,7 @@ class Broker:
         Args:
             customer: whose.
             told: SUCCEEDED or FAILED.
-            lines: of the lease's newest receipt, by run.
+            lines: what the lease's receipts said of such runs before they were told of, by run.
 
         Raises:
             NotFound, InvalidRequest, PriceExceeded: as `told`.

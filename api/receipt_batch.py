@@ -29,7 +29,7 @@ from api.tables import EquivocationRow, LeaseRow, RunRow
 from fabric.wire.link import Ack, RejectReceipt
 from fabric.wire.machines import LeaseState
 from fabric.wire.reasons import Reason
-from fabric.wire.receipts import Receipt, ReceiptKind, SignedReceipt
+from fabric.wire.receipts import Receipt, ReceiptKind, RunLine, SignedReceipt
 from ledger.booking import Charge
 from ledger.bulk import among
 from ledger.epoch import EpochClock
@@ -102,6 +102,7 @@ class Batch:
             self._note_charges(self._plane.ledger(session).charge_many(usages))
         receipt_rows.write_leases(session, [lease for lease in leases if lease.advanced])
         receipt_rows.write_runs(session, [part for lease in leases for part in self._parts(lease)])
+        receipt_rows.write_untold(session, [part for lease in leases for part in self._untold(lease)])
         self._apply([lease for lease in leases if lease.events or self._is_to_be_funded(lease)])
 
     def acks(self) -> Iterator[tuple[str, Ack]]:
@@ -204,17 +205,14 @@ class Batch:
         return parts
 
     def _parts(self, lease: OpenLease) -> Iterator[dict[str, Any]]:
-        """Each run's part of the lease; a run that is not known yet, or is another customer's, gets none."""
+        """Each run's part of the lease; a run of another customer gets none."""
         for line in lease.runs.values():
             if self._customers.get(line.run) == lease.customer:
-                yield {
-                    "lease": lease.id,
-                    "run": line.run,
-                    "joined_ms": self._now,
-                    "gpu_ms": line.gpu_ms,
-                    "idle_ms": line.idle_ms,
-                    "setup_ms": line.setup_ms,
-                }
+                yield _part(lease, line) | {"joined_ms": self._now}
+
+    def _untold(self, lease: OpenLease) -> Iterator[dict[str, Any]]:
+        """The parts of runs that are not known yet: kept until they are told of."""
+        return (_part(lease, line) for line in lease.runs.values() if line.run not in self._customers)
 
     def _note_tasks(self, lease: OpenLease, one: Verified) -> None:
         """At most one accepted result per task, also within this batch; none for another customer's run."""
@@ -322,6 +320,16 @@ class Batch:
             return None
         age = self._now - issued
         return age if age <= TOO_LATE_MS else nonces.up_since(self._session, issued, self._now, self._plane.life)
+
+
+def _part(lease: OpenLease, line: RunLine) -> dict[str, Any]:
+    return {
+        "lease": lease.id,
+        "run": line.run,
+        "gpu_ms": line.gpu_ms,
+        "idle_ms": line.idle_ms,
+        "setup_ms": line.setup_ms,
+    }
 
 
 def _known_reason(text: str) -> str:

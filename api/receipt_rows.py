@@ -4,16 +4,16 @@ Plain values stand in for rows while receipts are judged, by `api.acceptance` an
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import and_, select, tuple_
+from sqlalchemy import and_, delete, select, tuple_
 from sqlmodel import Session
 
 from api.acceptance import Chain
 from api.lifecycle import LeaseEvent
-from api.tables import GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, OperatorRow, ReceiptRow, RunRow, TaskRow
+from api.tables import GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, OperatorRow, ReceiptRow, RunRow, TaskRow, UntoldRunRow
 from fabric.wire.machines import LeaseState
 from fabric.wire.receipts import GpuLine, Receipt, RunLine
 from ledger.book import chunks
@@ -28,7 +28,7 @@ from ledger.usage import Usage
 
 _LEASES, _LEASE_GPUS, _LEASE_RUNS = table_of(LeaseRow), table_of(LeaseGpuRow), table_of(LeaseRunRow)
 _GPUS, _OPERATORS, _RUNS = table_of(GpuRow), table_of(OperatorRow), table_of(RunRow)
-_RECEIPTS, _TASKS = table_of(ReceiptRow), table_of(TaskRow)
+_RECEIPTS, _TASKS, _UNTOLD = table_of(ReceiptRow), table_of(TaskRow), table_of(UntoldRunRow)
 _CLOSED = frozenset({LeaseState.CLOSED, LeaseState.LOST})
 
 Task = tuple[str, int]
@@ -170,6 +170,21 @@ def write_leases(session: Session, leases: Sequence[OpenLease]) -> None:
 def write_runs(session: Session, parts: list[dict[str, Any]]) -> None:
     """Each run's part of its lease; a run that is seen for the first time joined now."""
     upsert_rows(session, _LEASE_RUNS, parts, key=("lease", "run"), changed=("gpu_ms", "idle_ms", "setup_ms"))
+
+
+def write_untold(session: Session, parts: list[dict[str, Any]]) -> None:
+    """Parts of runs that are not known yet, for `take_untold`."""
+    upsert_rows(session, _UNTOLD, parts, key=("lease", "run"), changed=("gpu_ms", "idle_ms", "setup_ms"))
+
+
+def take_untold(session: Session, lease: str, runs: Collection[str]) -> dict[str, RunLine]:
+    """What receipts of the lease said of these runs before they were told of; it is not kept any longer."""
+    named = and_(_UNTOLD.c.lease == lease, among(_UNTOLD.c.run, sorted(runs)))
+    columns = (_UNTOLD.c.run, _UNTOLD.c.gpu_ms, _UNTOLD.c.idle_ms, _UNTOLD.c.setup_ms)
+    lines = {row.run: RunLine(*row) for row in session.execute(select(*columns).where(named))}
+    if lines:
+        session.execute(delete(_UNTOLD).where(named))
+    return lines
 
 
 def _lease_values(lease: OpenLease) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Runs that a session sent straight to a lease it holds, told of afterwards, several at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sqlmodel import Session, col, select
@@ -10,16 +10,17 @@ from api.broker import Broker, reason_of
 from api.errors import NotFound
 from api.lifecycle import run_finished
 from api.plane import Plane
+from api.receipt_rows import take_untold
 from api.schemas import ToldRun
-from api.tables import LeaseRow, LeaseRunRow, ReceiptRow, RunRow
+from api.tables import LeaseRow, LeaseRunRow, RunRow
 from fabric.wire.errors import InvalidRequest
 from fabric.wire.machines import RUN_EDGES, RunState, is_terminal
 from fabric.wire.reasons import EXPLANATIONS, Reason
-from fabric.wire.receipts import RunLine, SignedReceipt
+from fabric.wire.receipts import RunLine
 
 
 class _Held(NamedTuple):
-    """A lease of the session, the run that opened it, and what the lease's newest receipt says of runs.
+    """A lease of the session, the run that opened it, and what its receipts said of these runs before they were told.
 
     The rows are held here so that the session, which forgets what nobody holds, reads them once for all runs.
     """
@@ -46,28 +47,22 @@ def register(plane: Plane, session: Session, customer: str, name: str, told: Seq
     broker.heartbeat(customer, name)
     known = set(session.scalars(select(RunRow.id).where(col(RunRow.id).in_([one.request.id for one in told]))))
     held: dict[str, _Held] = {}
+    by_lease = _by_lease(told)
     parts: list[LeaseRunRow] = []
     with session.no_autoflush:
         for one in told:
             lease = one.request.lease.id if one.request.lease else ""
             if one.request.id not in known and lease and is_terminal(RUN_EDGES, RunState(one.state)):
-                parts.append(broker.told_over(customer, one, _held(session, held, lease).lines))
+                parts.append(broker.told_over(customer, one, _held(session, held, lease, by_lease).lines))
             else:
-                _take_steps(plane, session, broker, customer, one, held)
+                run, is_new = broker.told(customer, one.request)
+                if is_new:
+                    _take_part(session, run, _held(session, held, lease, by_lease).lines)
+                _move_on(plane, session, run, one)
             known.add(one.request.id)
     session.flush()
     session.add_all(parts)
     return [one.request.id for one in told]
-
-
-def _take_steps(
-    plane: Plane, session: Session, broker: Broker, customer: str, told: ToldRun, held: dict[str, _Held]
-) -> None:
-    """A run that goes on, or was told of before, takes the steps of any run; one that is over costs a row instead."""
-    run, is_new = broker.told(customer, told.request)
-    if is_new:
-        _take_part(session, run, _held(session, held, told.request.lease.id if told.request.lease else "").lines)
-    _move_on(plane, session, run, told)
 
 
 def _move_on(plane: Plane, session: Session, run: RunRow, told: ToldRun) -> None:
@@ -84,15 +79,21 @@ def _move_on(plane: Plane, session: Session, run: RunRow, told: ToldRun) -> None
         transitions.attempt_ended(plane, session, run, reason, EXPLANATIONS[reason])
 
 
-def _held(session: Session, known: dict[str, _Held], lease_id: str) -> _Held:
+def _by_lease(told: Sequence[ToldRun]) -> dict[str, list[str]]:
+    runs: dict[str, list[str]] = {}
+    for one in told:
+        if one.request.lease is not None:
+            runs.setdefault(one.request.lease.id, []).append(one.request.id)
+    return runs
+
+
+def _held(session: Session, known: dict[str, _Held], lease_id: str, runs: Mapping[str, Sequence[str]]) -> _Held:
     if lease_id not in known:
         lease = session.get(LeaseRow, lease_id)
         if lease is None:
             raise NotFound(f"this session holds no lease {lease_id}")
-        generation = lease.generation - (1 if lease.state == "LOST" else 0)
-        row = session.get(ReceiptRow, (lease_id, generation, lease.last_seq))
-        lines = SignedReceipt.from_bytes(row.signed).receipt.runs if row is not None else ()
-        known[lease_id] = _Held(lease, session.get_one(RunRow, lease.run), {line.run: line for line in lines})
+        lines = take_untold(session, lease_id, runs.get(lease_id, ()))
+        known[lease_id] = _Held(lease, session.get_one(RunRow, lease.run), lines)
     return known[lease_id]
 
 

@@ -327,6 +327,18 @@ class LeaseRunRow(SQLModel, table=True):
     setup_ms: int = _big(default=0)
 
 
+class UntoldRunRow(SQLModel, table=True):
+    """A run's part of a lease that a receipt named before its session told of the run."""
+
+    __tablename__ = _named("untold_runs")
+
+    lease: str = Field(primary_key=True, foreign_key="leases.id")
+    run: str = Field(primary_key=True)
+    gpu_ms: int = _big(default=0)
+    idle_ms: int = _big(default=0)
+    setup_ms: int = _big(default=0)
+
+
 class AttemptRow(SQLModel, table=True):
     """One try of a task of a detached run, which the agent runs for us."""
 
@@ -480,6 +492,7 @@ _ROWS: tuple[type[SQLModel], ...] = (
     LeaseRow,
     LeaseGpuRow,
     LeaseRunRow,
+    UntoldRunRow,
     AttemptRow,
     TaskRow,
     ReceiptRow,

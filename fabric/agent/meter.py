@@ -45,6 +45,8 @@ class _RunUse:
     gpu_ms: int = 0
     idle_ms: int = 0
     setup_ms: int = 0
+    untold: bool = False
+    """Changed since lines were last taken."""
 
 
 class LeaseMeter:
@@ -127,8 +129,14 @@ class LeaseMeter:
 
     def run_lines(self) -> tuple[RunLine, ...]:
         """Cumulative use per run, all GPUs together, up to the last event; runs without use are left out."""
-        used = ((run, use) for run, use in self._runs.items() if use.gpu_ms)
-        return tuple(RunLine(run, use.gpu_ms, use.idle_ms, use.setup_ms) for run, use in used)
+        return tuple(_line(run, use) for run, use in self._runs.items() if use.gpu_ms)
+
+    def take_run_lines(self) -> tuple[RunLine, ...]:
+        """Those of the run lines that changed since they were last taken."""
+        changed = [(run, use) for run, use in self._runs.items() if use.untold]
+        for _, use in changed:
+            use.untold = False
+        return tuple(_line(run, use) for run, use in changed)
 
     def to_state(self) -> bytes:
         """Everything, for `from_state`."""
@@ -138,7 +146,7 @@ class LeaseMeter:
                 [
                     [self.lease, self.generation, self.opened_ns, self.session, self.gpus, self.simulated],
                     [self.reason, self.last_ns, self._ms, self._last_run, self._free_ns, self._energy_seen_mj],
-                    [[run, use.gpu_ms, use.idle_ms, use.setup_ms] for run, use in self._runs.items()],
+                    [[run, use.gpu_ms, use.idle_ms, use.setup_ms, use.untold] for run, use in self._runs.items()],
                     [
                         [frame.run, frame.passed_ns, frame.tasks, frame.at_once, frame.worked, frame.energy]
                         for frame in self._flying
@@ -260,6 +268,7 @@ class LeaseMeter:
         self._ms += ms
         use = self._runs[self._flying[0].run if self._flying else self._last_run]
         use.gpu_ms += ms * len(self.gpus)
+        use.untold |= ms > 0
         if ms and self._flying and self._flying[0].at_once:
             part, rest = divmod(ms * _NS_PER_MS, len(self._flying))
             for at, frame in enumerate(self._flying):
@@ -289,3 +298,7 @@ class LeaseMeter:
             )
             from_ms, from_mj = to_ms, to_mj
         return lines
+
+
+def _line(run: str, use: _RunUse) -> RunLine:
+    return RunLine(run, use.gpu_ms, use.idle_ms, use.setup_ms)

@@ -30,8 +30,8 @@ SEAL_MS = 50
 """Tasks that finished wait at least this long for others to share a receipt with."""
 TICK_MS = 900
 """An open lease has a receipt for each tick of its node, which come every second."""
-RUNS_PER_MS = 1
-"""A receipt lists every run of its lease: the longer the list, the rarer the receipts."""
+RUNS_PER_MS = 10
+"""An account remembers every run of its lease and is stored with each receipt: the longer the list, the rarer."""
 
 Key = tuple[str, int]
 """(lease, generation)."""
@@ -155,10 +155,12 @@ class Sealer:
         tasks: list[TaskLine] = []
         gpus: tuple[GpuLine, ...] = tuple(GpuLine(uuid, share, 0) for uuid, share in meter.gpus)
         runs: tuple[RunLine, ...] = ()
+        others_ms = 0
         kind, reason = ReceiptKind.OPEN, ""
         if seq > 0:
             tasks, account.pending = account.pending[:MAX_TASKS], account.pending[MAX_TASKS:]
-            gpus, runs = meter.gpu_lines(), meter.run_lines()
+            gpus, runs = meter.gpu_lines(), meter.take_run_lines()
+            others_ms = sum(line.gpu_ms for line in gpus) - sum(line.gpu_ms for line in runs)
             last = meter.closed and not account.pending
             kind, reason = (ReceiptKind.CLOSE, meter.reason or "") if last else (ReceiptKind.TICK, "")
             account.changed = False
@@ -178,6 +180,7 @@ class Sealer:
             task_root=task_root(tasks),
             reason=reason,
             simulated=meter.simulated,
+            others_ms=others_ms,
         )
         account.seq, account.previous = seq, receipt.hash
         if seq == 0 and meter.last_ns == meter.opened_ns:

@@ -4,6 +4,9 @@ A lease's receipts are numbered from 0 (OPEN), each names the hash of the one be
 time, so a receipt that arrives twice, late or out of order can change no bill. The tasks that finished since the
 previous receipt travel beside the signed body, bound to it by the root of a Merkle tree.
 
+A receipt names only the runs whose part of the lease changed since the one before, each cumulatively, and the rest as
+one sum: a lease that serves thousands of runs has small receipts.
+
 Canonical form: msgpack of a fixed list of fields; the signature (Ed25519, the agent's session key) covers
 `b"fabric-receipt-v1\0"` and those bytes, the hash is Keccak-256 of them.
 """
@@ -32,7 +35,6 @@ GENESIS_HASH = bytes(32)
 
 _DOMAIN = b"fabric-receipt-v1\0"
 _TASK_TAG = merkle.tag("fabric.task.v1")
-_VERSION = 1
 
 
 class ReceiptError(ValueError):
@@ -162,7 +164,10 @@ class RunLine:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The signed body. `nonce_seq` and `nonce` echo the last nonce the agent had from the control plane."""
+    """The signed body. `nonce_seq` and `nonce` echo the last nonce the agent had from the control plane.
+
+    `others_ms` is the cumulative GPU time, all GPUs together, of the runs that are not in `runs`.
+    """
 
     fabric_id: str
     operator: str
@@ -179,13 +184,15 @@ class Receipt:
     task_root: bytes
     reason: str = ""
     simulated: bool = False
+    others_ms: int = 0
 
     @cached_property
     def body(self) -> bytes:
         """The canonical bytes."""
+        others = [self.others_ms] if self.others_ms else []
         return _packb(
             [
-                _VERSION,
+                2 if others else 1,
                 self.fabric_id,
                 self.operator,
                 self.lease,
@@ -201,6 +208,7 @@ class Receipt:
                 self.task_root,
                 self.reason,
                 self.simulated,
+                *others,
             ]
         )
 
@@ -212,9 +220,11 @@ class Receipt:
     def from_body(cls, body: bytes) -> "Receipt":
         """Raises ReceiptError unless `body` is exactly the canonical form of a receipt."""
         fields = _unpackb(body)
-        _check_types(fields, _RECEIPT_TYPES, "a receipt")
-        if fields[0] != _VERSION:
-            raise ReceiptError(f"a receipt of version {fields[0]}; version {_VERSION} is understood")
+        version = fields[0] if isinstance(fields, list) and fields else None
+        types = _RECEIPT_TYPES.get(version) if type(version) is int else None
+        if types is None:
+            raise ReceiptError(f"a receipt of version {version!r:.20}; versions 1 and 2 are understood")
+        _check_types(fields, types, "a receipt")
         try:
             kind = ReceiptKind(fields[6])
         except ValueError:
@@ -222,7 +232,8 @@ class Receipt:
         _, fabric_id, operator, lease, generation, seq, _, nonce_seq, nonce, previous, lines, runs, *rest = fields
         gpus = tuple(map(GpuLine.from_list, lines))
         by_run = tuple(map(RunLine.from_list, runs))
-        if sum(line.gpu_ms for line in gpus) != sum(line.gpu_ms for line in by_run):
+        others_ms = rest[4] if len(rest) > 4 else 0
+        if sum(line.gpu_ms for line in gpus) != others_ms + sum(line.gpu_ms for line in by_run) or others_ms < 0:
             raise ReceiptError("a receipt's GPU time by run does not add up to its GPU time by GPU")
         receipt = cls(
             fabric_id, operator, lease, generation, seq, kind, nonce_seq, nonce, previous, gpus, by_run, *rest
@@ -296,7 +307,9 @@ _GPU_NAME = (str,)
 _COUNTER_TYPES = (str, int)
 _GPU_TYPES = (str, int, int, int, int, int)
 _RUN_TYPES = (str, int, int, int)
-_RECEIPT_TYPES = (int, str, str, str, int, int, str, int, bytes, bytes, list, list, int, bytes, str, bool)
+_FIRST_TYPES = (int, str, str, str, int, int, str, int, bytes, bytes, list, list, int, bytes, str, bool)
+_RECEIPT_TYPES: dict[int, tuple[type, ...]] = {1: _FIRST_TYPES, 2: (*_FIRST_TYPES, int)}
+"""By version. The first has no `others_ms`: it is the form of a receipt that names all runs with a part."""
 
 
 def _check_types(fields: Any, types: tuple[type, ...], what: str) -> None:
