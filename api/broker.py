@@ -82,15 +82,15 @@ class Broker:
         self._plane.metrics.runs.inc()
         return run
 
-    def told(self, customer: str, request: RunRequest) -> tuple[RunRow, bool]:
-        """A run that its process sent to a lease by itself: noted, whatever became of the lease; and whether it is new.
+    def told(self, customer: str, request: RunRequest) -> RunRow:
+        """A run that its process sent to a lease by itself: noted, whatever became of the lease.
 
         Raises:
             NotFound, InvalidRequest, Conflict: as `submit` with a `lease`.
         """
         known = self._session.get(RunRow, request.id)
         if known is not None:
-            return self._same(known, customer, request), False
+            return self._same(known, customer, request)
         _check(request)
         if request.lease is None:
             raise InvalidRequest(f"run {request.id} has no `lease`; submit it to get one")
@@ -101,7 +101,7 @@ class Broker:
         join(self._session, lease.id, run.id, self._plane.now_ms())
         self._leasing.started(run)
         transitions.run_step(self._plane, self._session, run, RunStep(RunState.RUNNING))
-        return run, True
+        return run
 
     def told_over(self, customer: str, told: ToldRun, lines: Mapping[str, RunLine]) -> LeaseRunRow:
         """A new run that was over before it was told of: written as it ended, no step of it noted, nobody waits.

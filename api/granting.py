@@ -11,6 +11,7 @@ from api.database import say
 from api.fleet import split_node
 from api.fleets import note_change
 from api.plane import Plane
+from api.receipt_rows import take_untold
 from api.signals import cluster_topic, run_topic
 from api.tables import GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, NodeRow, RunRow
 from fabric.placement.answer import Placement
@@ -43,9 +44,11 @@ def grant(plane: Plane, session: Session, run: RunRow, placement: Placement, sta
 
 
 def join(session: Session, lease: str, run: str, now_ms: int) -> None:
-    """Note that a run uses a lease."""
+    """Note that a run uses a lease, with what its receipts have said of it already."""
     if session.get(LeaseRunRow, (lease, run)) is None:
-        session.add(LeaseRunRow(lease=lease, run=run, joined_ms=now_ms))
+        said = take_untold(session, lease, (run,)).get(run)
+        part = {"gpu_ms": said.gpu_ms, "idle_ms": said.idle_ms, "setup_ms": said.setup_ms} if said else {}
+        session.add(LeaseRunRow(lease=lease, run=run, joined_ms=now_ms, **part))
         session.flush()
 
 

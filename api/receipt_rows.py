@@ -13,7 +13,17 @@ from sqlmodel import Session
 
 from api.acceptance import Chain
 from api.lifecycle import LeaseEvent
-from api.tables import GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, OperatorRow, ReceiptRow, RunRow, TaskRow, UntoldRunRow
+from api.tables import (
+    GpuRow,
+    LeaseGpuRow,
+    LeaseRow,
+    LeaseRunRow,
+    OperatorRow,
+    ReceiptRow,
+    RunRow,
+    TaskRow,
+    UntoldRunRow,
+)
 from fabric.wire.machines import LeaseState
 from fabric.wire.receipts import GpuLine, Receipt, RunLine
 from ledger.book import chunks

@@ -55,10 +55,7 @@ def register(plane: Plane, session: Session, customer: str, name: str, told: Seq
             if one.request.id not in known and lease and is_terminal(RUN_EDGES, RunState(one.state)):
                 parts.append(broker.told_over(customer, one, _held(session, held, lease, by_lease).lines))
             else:
-                run, is_new = broker.told(customer, one.request)
-                if is_new:
-                    _take_part(session, run, _held(session, held, lease, by_lease).lines)
-                _move_on(plane, session, run, one)
+                _move_on(plane, session, broker.told(customer, one.request), one)
             known.add(one.request.id)
     session.flush()
     session.add_all(parts)
@@ -95,13 +92,3 @@ def _held(session: Session, known: dict[str, _Held], lease_id: str, runs: Mappin
         lines = take_untold(session, lease_id, runs.get(lease_id, ()))
         known[lease_id] = _Held(lease, session.get_one(RunRow, lease.run), lines)
     return known[lease_id]
-
-
-def _take_part(session: Session, run: RunRow, lines: dict[str, RunLine]) -> None:
-    line = lines.get(run.id)
-    if line is None:
-        return
-    for lease in transitions.leases_of(session, run.id):
-        row = session.get_one(LeaseRunRow, (lease.id, run.id))
-        row.gpu_ms, row.idle_ms, row.setup_ms = line.gpu_ms, line.idle_ms, line.setup_ms
-        session.add(row)

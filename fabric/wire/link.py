@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fabric.wire.surroundings import EnvSpec, Gang
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised on any change that an older side would misread."""
 
 MAX_MESSAGE_BYTES = 16 << 20

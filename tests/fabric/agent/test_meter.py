@@ -229,3 +229,16 @@ def test_tasks_at_once_beside_tasks_in_turn_are_refused():
     meter.apply(Passed("lease_1", 1, 0, "run_1", ((0, 1),)))
     with pytest.raises(MeterError, match="at once"):
         meter.apply(Passed("lease_1", 1, 0, "run_1", ((1, 1),), at_once=True))
+
+
+@given(histories(), st.integers(1, 7))
+def test_lines_that_are_taken_from_time_to_time_tell_in_the_end_what_all_lines_tell(events, every):
+    meter, told = LeaseMeter(events[0]), {}
+    for number, event in enumerate(events[1:]):
+        meter.apply(event)
+        if number % every == 0:
+            told |= {line.run: line for line in meter.take_run_lines()}
+            meter = LeaseMeter.from_state(meter.to_state())
+            assert meter.take_run_lines() == ()
+    told |= {line.run: line for line in meter.take_run_lines()}
+    assert told == {line.run: line for line in meter.run_lines()}

@@ -67,6 +67,26 @@ def test_a_signed_receipt_travels_unchanged(tasks):
     assert list(arrived.tasks) == tasks
 
 
+def test_a_receipt_may_name_some_runs_and_the_rest_as_one_sum():
+    receipt = make(runs=(RunLine("run_a", 500),), others_ms=1000)
+    assert Receipt.from_body(receipt.body) == receipt
+    assert msgpack.unpackb(receipt.body)[0] == 2
+    assert msgpack.unpackb(make().body)[0] == 1
+
+
+@pytest.mark.parametrize("version", [0, 3, True, "1", [1], None])
+def test_a_receipt_of_another_version_is_refused(version):
+    fields = msgpack.unpackb(make().body)
+    with pytest.raises(ReceiptError, match="versions 1 and 2 are understood"):
+        Receipt.from_body(msgpack.packb([version, *fields[1:]]))
+
+
+def test_a_sum_of_none_is_not_written_down():
+    fields = msgpack.unpackb(make().body)
+    with pytest.raises(ReceiptError, match="canonical"):
+        Receipt.from_body(msgpack.packb([2, *fields[1:], 0]))
+
+
 def test_another_key_does_not_verify():
     signed = sign(make(), (), KEY)
     with pytest.raises(ReceiptError, match="signature"):
@@ -115,6 +135,9 @@ def test_the_tasks_beside_a_receipt_are_bound_to_it(alter):
         {"runs": (RunLine("run_a", 1499),)},
         {"runs": (RunLine("run_a", 1500, 1400, 200),)},
         {"runs": ()},
+        {"others_ms": 1},
+        {"others_ms": -1, "runs": (RunLine("run_a", 1501),)},
+        {"others_ms": 1000, "runs": (RunLine("run_a", 501),)},
     ],
 )
 def test_impossible_numbers_are_refused(change):

@@ -7,7 +7,7 @@ from api.tables import UntoldRunRow
 from ledger.tables import table_of
 
 revision = "untold"
-down_revision = "conduct"
+down_revision = "stand_ins"
 
 
 def upgrade() -> None:
