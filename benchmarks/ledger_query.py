@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -131,7 +132,8 @@ def _insert(connection: Connection, table: Table, rows: list[Row]) -> None:
         sql = f"INSERT INTO {table.name} ({columns}) VALUES ({marks})"  # noqa: S608 - names of our own tables
         connection.exec_driver_sql(sql, rows)
         return
-    with connection.connection.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
+    cursor: Any = connection.connection.cursor()
+    with cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
         for row in rows:
             copy.write_row(row)
 
@@ -139,7 +141,7 @@ def _insert(connection: Connection, table: Table, rows: list[Row]) -> None:
 def _bound(connection: Connection, table: Table, rows: list[Row]) -> list[Row]:
     """Wei as the database keeps them."""
     dialect = connection.dialect
-    kinds = {
+    kinds: dict[int, Any] = {
         number: column.type.dialect_impl(dialect).bind_processor(dialect)
         for number, column in enumerate(table.columns)
         if isinstance(column.type, Wei)

@@ -45,6 +45,7 @@ def measure(folder: Path, *, gpus: int, rounds: int, url: str = "") -> dict[str,
         _seed(plane, session, -(-gpus // _PER_NODE))
     seconds: list[float] = []
     processor: list[float] = []
+    fleet = None
     for _ in range(rounds):
         with plane.database.read() as session:
             begin = time.perf_counter(), time.process_time()
@@ -52,6 +53,7 @@ def measure(folder: Path, *, gpus: int, rounds: int, url: str = "") -> dict[str,
             processor.append(time.process_time() - begin[1])
             seconds.append(time.perf_counter() - begin[0])
     plane.database.close()
+    assert fleet is not None
     rows = sum(len(node.gpus) for node in fleet.nodes.values())
     ordered = sorted(seconds)
     return {

@@ -199,7 +199,7 @@ class Book:
 
 
 @cache
-def _ends_of(asset: Asset) -> Select[Any]:
+def _ends_of(asset: Asset) -> Select[Any, Any, Any]:
     """The last postings of the accounts given; building it takes longer than asking it."""
     table = POSTINGS[asset]
     inner = table.alias()

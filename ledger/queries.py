@@ -335,7 +335,7 @@ def _postings(session: Session, entry_ids: Sequence[int]) -> dict[int, list[Post
 
 
 @cache
-def _postings_of(asset: Asset) -> Select[Any]:
+def _postings_of(asset: Asset) -> Select[Any, Any, Any, Any, Any]:
     table = POSTINGS[asset]
     return (
         select(table.c.entry_id, ACCOUNT.c.kind, ACCOUNT.c.owner, ACCOUNT.c.sub, table.c.amount)
@@ -346,7 +346,7 @@ def _postings_of(asset: Asset) -> Select[Any]:
 
 
 @cache
-def _gpu_sums() -> Select[Any]:
+def _gpu_sums() -> Select[Any, Any, Any, Any, Any, Any, Any]:
     """All standing usage of one GPU."""
     return (
         select(

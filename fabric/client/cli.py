@@ -341,7 +341,8 @@ def _why_none(wishes: Mapping[str, Any]) -> str:
     """What a run with these wishes would be told."""
     given = {name: wish for name, wish in wishes.items() if wish is not None}
     try:
-        return verbs.run(print, **given, dry_run=True).text
+        found: Any = verbs.run(print, **given, dry_run=True)
+        return found.text
     except Error as error:
         return error.message
 
