@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from api import slots, transitions
+from api import evictions, slots, transitions
 from api.database import say
 from api.decisions import explain, refused
 from api.distances import caller_rtts_ms, wants_near, write_rtts
@@ -144,7 +144,7 @@ class Broker:
         self._expect_startable(customer, request)
         fleet, decided = self._placing.decide(request, [])
         clear = self._queue.kept_clear(fleet)
-        if isinstance(decided, Refusal):
+        if isinstance(decided, Refusal) and not evictions.left_one(self._plane, self._session, customer):
             decided = self._placing.by_eviction(fleet, request, clear) or decided
         elif clear:
             decided = self._placing.largest(fleet, request, clear)

@@ -7,7 +7,7 @@ for the run until it is placed there, is over, or waited too long. Works inside 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Text, cast, select
 from sqlmodel import Session, col
 
 from api import notices
@@ -92,6 +92,20 @@ def forget_idle(plane: Plane, session: Session) -> None:
     query = select(EvictionRow, RunRow).join(RunRow, col(RunRow.id) == col(EvictionRow.run))
     for eviction, _run in list(session.execute(query.where(col(RunRow.state) != RunState.QUEUED.value))):
         end(plane, session, eviction)
+
+
+def left_one(plane: Plane, session: Session, customer: str) -> bool:
+    """Whether a run of theirs evicted and ended, without a lease, in the last ten minutes, the least an eviction costs.
+
+    There is no lease that could be billed, so who does that evicts nobody meanwhile: it cannot be done again and again.
+    """
+    forget_idle(plane, session)
+    left = select(RunRow.id).where(  # type: ignore[call-overload]
+        col(RunRow.customer) == customer,
+        col(RunRow.ended_ms) > plane.now_ms() - EVICTING_LEAST_MS,
+        cast(col(RunRow.evicted_gpus), Text) != "[]",
+    )
+    return session.scalar(left.limit(1)) is not None
 
 
 def _set_aside(plane: Plane, session: Session, run: RunRow, placement: Placement) -> bool:

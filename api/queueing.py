@@ -89,7 +89,7 @@ class Queue:
 
     def evict(self, run: RunRow, request: RunRequest, fleet: Fleet, clear: Collection[str] = ()) -> bool:
         """Evict what has to go for a run that waits; whether it did."""
-        if not self._may_be_granted(run):
+        if not self._may_be_granted(run) or evictions.left_one(self._plane, self._session, run.customer):
             return False
         placement = self._placing.by_eviction(fleet, request, [*clear, *run.excluded_nodes])
         if placement is None or not evictions.begin(self._plane, self._session, run, placement):

@@ -297,6 +297,28 @@ def test_a_winner_that_is_cancelled_leaves_the_notice_standing_and_the_room_to_o
     assert fabric.run(evicted, who="bob")["state"] == "STARTING"
 
 
+def test_who_evicted_and_left_evicts_nobody_for_ten_minutes(fabric, agent):
+    evicted, grant = spot(fabric, agent, gpus="H100:2")
+    wants = fabric.submit(gpu=["H100:2"])["id"]
+    fabric.call("POST", f"/v1/runs/{wants}/cancel")
+    agent.expect(link.Notice)
+    closes(agent, grant)
+    fabric.tick(1_000)
+    agent.open(agent.expect(link.Grant))
+    again = fabric.submit(gpu=["H100:2"], queue_timeout_ms=3_600_000)
+    assert "must leave" not in again["explain"]["text"]
+    assert fabric.submit(gpu=["H100:2"], dry_run=True, expect=409)["type"].endswith("no-capacity")
+    for _ in range(29):
+        agent.beat(20_000)
+        for who in ("alice", "bob"):
+            fabric.call("POST", f"/v1/sessions/ses-{who}/heartbeat", who=who)
+        assert fabric.run(evicted, who="bob")["state"] in ("STARTING", "RUNNING")
+    agent.beat(20_000)
+    fabric.tick(1_000)
+    assert "must leave" in fabric.run(again["id"])["explain"]["text"]
+    assert agent.expect(link.Notice).reason == "preempted"
+
+
 def test_a_node_that_keeps_no_deadline_is_ended_by_the_control_plane_and_the_rest_is_not_billed(fabric, agent):
     evicted, grant = spot(fabric, agent, gpus="H100:2")
     fabric.submit(gpu=["H100:2"])
