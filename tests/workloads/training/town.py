@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.api.serving.conftest import KEY, Town
+from tests.api.serving.town import KEY, Town
 
 HERE = Path(__file__).parent
 
