@@ -125,10 +125,7 @@ class Group:
         missing = list(range(place.world_size))
         while missing := [rank for rank in missing if not self._store.check([f"came/{rank}"])]:
             if time.monotonic() > until:
-                raise RankLost(
-                    f"{_ranks(missing, place.world_size)} did not come within {self._plan.startup_s:g} s "
-                    "(`rendezvous_timeout`)"
-                )
+                raise RankLost(_late(missing, place, self._plan.startup_s))
             time.sleep(LOOK_S)
         self._store.set(f"ready/{place.rank}", "1")
         if place.rank == 0:  # the store lives here: others may still be counting
@@ -194,7 +191,7 @@ def _store(place: Place, startup_s: float) -> Any:
     except (RuntimeError, OSError) as error:
         if place.rank == 0:
             raise RankLost(f"rank 0 cannot listen on {place.host}:{place.port}: {error}") from None
-        raise RankLost(f"{_ranks([0], place.world_size)} did not come within {startup_s:g} s") from None
+        raise RankLost(_late([0], place, startup_s)) from None
 
 
 def _choose_interface(own: str) -> None:
@@ -236,6 +233,10 @@ def _is_of_the_wire(error: BaseException) -> bool:
 def _ranks(numbers: Iterable[int], size: int) -> str:
     some = [str(number) for number in numbers]
     return f"rank{'s' if len(some) > 1 else ''} {', '.join(some)} of {size}"
+
+
+def _late(missing: Iterable[int], place: Place, startup_s: float) -> str:
+    return f"{_ranks(missing, place.world_size)} did not come within {startup_s:g} s (`rendezvous_timeout`)"
 
 
 def _trace(error: BaseException) -> str:
