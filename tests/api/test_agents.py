@@ -299,6 +299,7 @@ def test_a_restart_of_the_control_plane_loses_nothing_it_acknowledged(start):
     fabric.clock.advance(600_000)
     welcome = agent.connect(held=[link.LeaseRef(lease=grant.lease, generation=1)])
     assert welcome.leases[0].seq == 1
+    fabric.call("POST", f"/v1/runs/{run}/finish", {"state": "SUCCEEDED", "reason": "done"})
     assert isinstance(agent.receipt(grant, CLOSE, 3_500), link.Ack)
     assert fabric.run(run)["cost"]["gpu_ms"] == 3_500
     with fabric.plane.database.read() as session:

@@ -70,6 +70,7 @@ class Economy:
 
     def give_back(self) -> None:
         for grant, since in self.open:
+            self.fabric.call("POST", f"/v1/runs/{grant.run}/finish", {"state": "SUCCEEDED", "reason": "done"})
             self.agent.receipt(grant, ReceiptKind.CLOSE, self.fabric.clock.now_ms() - since, reason="done")
         self.open.clear()
 
