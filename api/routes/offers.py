@@ -13,6 +13,7 @@ from api.queueing import queue
 from api.tables import OperatorRow
 from fabric.placement.answer import Offer
 from fabric.placement.place import offers as find_offers
+from fabric.wire.surroundings import GANG, NONE
 
 router = APIRouter(prefix="/v1/offers", tags=["offers"])
 
@@ -27,7 +28,7 @@ def offers(
         Query(max_length=schemas.MAX_GPUS, description="GPU grammar; several are an ordered preference"),
     ] = None,
     tier: Literal["spot", "on_demand", "reserved"] = "on_demand",
-    nodes: Annotated[int, Query(ge=1, le=1024)] = 1,
+    nodes: Annotated[int, Query(ge=1, le=1024, description="of one cluster at once, reaching each other")] = 1,
     region: Annotated[list[str] | None, Query(description="any of these")] = None,
     near: Annotated[str, Query(max_length=200, description="a region, a gateway's host, or latitude,longitude")] = "",
     caller: Annotated[
@@ -47,6 +48,7 @@ def offers(
         gpu_any=any,
         tier=tier,
         nodes=nodes,
+        network=GANG if nodes > 1 else NONE,
         region=region or [],
         near=near,
         max_rtt_ms=max_rtt_ms,

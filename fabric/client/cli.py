@@ -3,7 +3,7 @@
 import json
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +13,7 @@ import typer
 
 from fabric.client import session, verbs
 from fabric.client.env import Env
+from fabric.client.offers import Offer
 from fabric.client.proof import RunProof
 from fabric.client.runs import Run, RunReceipt
 from fabric.client.secret import Secret
@@ -33,6 +34,7 @@ Near = Annotated[str | None, typer.Option(help="A region, a gateway's host, or l
 MaxRtt = Annotated[float | None, typer.Option("--max-rtt-ms", help="The longest round trip to the gateway, in ms.")]
 MaxPrice = Annotated[str | None, typer.Option(help="USD per GPU-hour.")]
 Tier = Annotated[str | None, typer.Option(help="spot or on_demand; reserved comes with --slot.")]
+Nodes = Annotated[int | None, typer.Option(help="So many nodes of one cluster at once, each with these GPUs.")]
 
 
 @app.command()
@@ -52,18 +54,31 @@ def whoami(*, as_json: Json = False) -> None:
 def offers(
     *,
     gpu: Gpu = None,
+    nodes: Nodes = None,
     tier: Tier = None,
     region: Region = None,
     near: Near = None,
     max_rtt_ms: MaxRtt = None,
     max_price: MaxPrice = None,
+    group_by: Annotated[str, typer.Option(help="gpu, region, tier or operator; several with commas.")] = "",
     as_json: Json = False,
 ) -> None:
     """What could be bought now, cheapest first."""
-    wishes = {"tier": tier, "region": region, "near": near, "max_rtt_ms": max_rtt_ms, "max_price": max_price}
+    words = _words("--group-by", group_by, _OFFER_GROUPS) if group_by else []
+    wishes = {
+        "nodes": nodes,
+        "tier": tier,
+        "region": region,
+        "near": near,
+        "max_rtt_ms": max_rtt_ms,
+        "max_price": max_price,
+    }
     found = verbs.offers(gpu, **wishes)
     if not found:
         print(f"fabric: no offers: {_why_none({'gpu': gpu, **wishes})}", file=sys.stderr)
+    if words:
+        _print_groups(found, words, as_json=as_json)
+        return
     if as_json:
         _print_json([asdict(offer) for offer in found])
         return
@@ -88,6 +103,7 @@ def run(
     words: Annotated[list[str], typer.Argument(metavar="-- CMD… | FILE.py::FUNCTION [ARGUMENTS]")],
     *,
     gpu: Gpu = None,
+    nodes: Nodes = None,
     tier: Tier = None,
     slot: Annotated[str | None, typer.Option(help="The own time slot to run on; costs no more.")] = None,
     budget: Annotated[str | None, typer.Option(help="USD for the whole run.")] = None,
@@ -112,6 +128,7 @@ def run(
     """Run a command, or a function of a file, on a GPU; the exit code is the command's."""
     given = {
         "gpu": gpu,
+        "nodes": nodes,
         "tier": tier,
         "slot": slot,
         "budget": budget,
@@ -209,10 +226,7 @@ def cost(
     if run is not None:
         _print_cost(verbs.attach(run), as_json=as_json)
         return
-    words = by.split(",")
-    unknown = [word for word in words if word not in _GROUPS]
-    if unknown:
-        raise InvalidRequest(f"--by {unknown[0]!r} is unknown; allowed: {', '.join(_GROUPS)}")
+    words = _words("--by", by, _GROUPS)
     totals: dict[tuple[str, ...], list[int]] = {}
     for facts in _all_runs():
         total = totals.setdefault(tuple(_GROUPS[word](facts) for word in words), [0, 0, 0])
@@ -335,6 +349,37 @@ _GROUPS = {
     "name": lambda run: str(run["name"]),
     "kind": lambda run: str(run["kind"]),
 }
+
+_OFFER_GROUPS: dict[str, Callable[[Offer], str]] = {
+    "gpu": lambda offer: offer.model + (" (simulated)" if offer.simulated else ""),
+    "region": lambda offer: offer.region,
+    "tier": lambda offer: offer.tier,
+    "operator": lambda offer: offer.operator_name,
+}
+
+
+def _words(option: str, given: str, allowed: Mapping[str, Any]) -> list[str]:
+    words = given.split(",")
+    unknown = [word for word in words if word not in allowed]
+    if unknown:
+        raise InvalidRequest(f"{option} {unknown[0]!r} is unknown; allowed: {', '.join(allowed)}")
+    return words
+
+
+def _print_groups(offers: Sequence[Offer], words: Sequence[str], *, as_json: bool) -> None:
+    """What is free in each group, and its lowest price; in the order of offers, so cheapest first."""
+    groups: dict[tuple[str, ...], list[Offer]] = {}
+    for offer in offers:
+        groups.setdefault(tuple(_OFFER_GROUPS[word](offer) for word in words), []).append(offer)
+    free = {key: sum(offer.count_free for offer in group) for key, group in groups.items()}
+    price_dc = {key: group[0].price_dc_per_gpu_hour for key, group in groups.items()}
+    if as_json:
+        members = ("offers", "count_free", "price_dc_per_gpu_hour")
+        values = {key: (len(group), free[key], price_dc[key]) for key, group in groups.items()}
+        _print_json([dict(zip(words, k, strict=True)) | dict(zip(members, v, strict=True)) for k, v in values.items()])
+        return
+    rows = [(*key, str(len(group)), str(free[key]), f"{format_dc(price_dc[key])}/h") for key, group in groups.items()]
+    _print_table((*(word.upper() for word in words), "OFFERS", "FREE", "PRICE FROM"), rows)
 
 
 def _why_none(wishes: Mapping[str, Any]) -> str:

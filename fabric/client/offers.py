@@ -47,6 +47,7 @@ def find_offers(session: Session, options: RunOptions, *, tier: str, every: bool
         session.call(session.office.measure(session.office.request(new_id("run"), "run", _wanted(options, gpu))))
     wishes = {
         "tier": tier,
+        "nodes": options.nodes_min or options.nodes,
         "region": options.region,
         "near": options.near,
         "max_rtt_ms": options.max_rtt_ms,

@@ -110,6 +110,7 @@ def _start(
 def offers(
     gpu: Any = None,
     *,
+    nodes: Any = None,
     tier: str | None = None,
     region: Any = None,
     near: Any = None,
@@ -118,10 +119,19 @@ def offers(
 ) -> builtins.list[Offer]:
     """What could be bought now, cheapest first; `gpu` in the GPU grammar, None for all; the rest as for `run`.
 
+    With `nodes`, what one cluster has for them at once; of (2, 4) the least counts, since a run would take that.
     With `max_rtt_ms` the few nearest gateways are measured, with `near` their round trips are estimated from there.
     """
-    given = {"gpu": gpu, "tier": tier, "region": region, "near": near, "max_rtt_ms": max_rtt_ms, "max_price": max_price}
-    keywords = {key: value for key, value in given.items() if value is not None}
+    keywords = {
+        "gpu": gpu,
+        "nodes": nodes,
+        "tier": tier,
+        "region": region,
+        "near": near,
+        "max_rtt_ms": max_rtt_ms,
+        "max_price": max_price,
+    }
+    keywords = {key: value for key, value in keywords.items() if value is not None}
     return find_offers(session.current(), read_options("run", keywords), tier=tier or "", every=gpu is None)
 
 

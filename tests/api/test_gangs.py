@@ -1,7 +1,7 @@
 """Runs on several nodes: all leases or none, one task per rank, one failure ends all, a retry keeps what is good."""
 
 import pytest
-from scripted import Agent, gpu, nodes
+from scripted import OTHER_KEY, Agent, gpu, nodes
 from test_detached import ARGS, CODE, RESULT, put, sha
 
 from fabric.wire import link
@@ -51,6 +51,15 @@ def lose(agent, grant):
     assert agent.expect(link.Release).lease == grant.lease
     agent.fabric.tick(6_000)
     agent.fabric.tick(100)
+
+
+def test_offers_for_several_nodes_are_those_a_run_on_them_would_find(fabric, agent):
+    assert fabric.call("GET", "/v1/offers?gpu=H100:2&nodes=2")["offers"] == [], "its nodes cannot reach each other"
+    able = Agent(fabric, "op-2", OTHER_KEY, nodes=pair(first=11, capabilities=["network:gang"]))
+    able.connect()
+    (offer,) = fabric.call("GET", "/v1/offers?gpu=H100:2&nodes=2")["offers"]
+    assert (offer["operator"], offer["count_free"]) == ("op-2", 4)
+    assert fabric.call("GET", "/v1/offers?gpu=H100:2&nodes=3")["offers"] == []
 
 
 def test_a_gang_gets_one_lease_per_node_and_works_once_all_are_open(fabric, agent):

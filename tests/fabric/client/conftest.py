@@ -207,6 +207,8 @@ class SmallFabric:
         self.runs, self.leases, self.nodes, self.blobs, self.endpoints = {}, {}, {}, {}, {}
         self.requests, self.problems, self.probes = [], [], []
         self.fits_nothing = ""
+        self.more_offers = []
+        self.wishes = {}
         self.python = ".".join(platform.python_version_tuple()[:2])
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
@@ -264,26 +266,24 @@ class SmallFabric:
         if parts[0] == "blobs":
             return self.blob(method, parts[1], body)
         if parts[0] == "offers":
-            return 200, {
-                "offers": [
-                    {
-                        "operator": "op_1",
-                        "operator_name": "acme",
-                        "region": "eu",
-                        "vendor": "nvidia",
-                        "model": "H100",
-                        "memory_bytes": 80 * 10**9,
-                        "count_free": self.gpus,
-                        "count_total": self.gpus,
-                        "per_node": 1,
-                        "tier": "on_demand",
-                        "price_dc_per_gpu_hour": str(PRICE),
-                        "reputation": 500,
-                        "verification": 1,
-                        "simulated": True,
-                    }
-                ]
+            self.wishes = parse_qs(url.query)
+            offer = {
+                "operator": "op_1",
+                "operator_name": "acme",
+                "region": "eu",
+                "vendor": "nvidia",
+                "model": "H100",
+                "memory_bytes": 80 * 10**9,
+                "count_free": self.gpus,
+                "count_total": self.gpus,
+                "per_node": 1,
+                "tier": "on_demand",
+                "price_dc_per_gpu_hour": str(PRICE),
+                "reputation": 500,
+                "verification": 1,
+                "simulated": True,
             }
+            return 200, {"offers": [offer, *(offer | other for other in self.more_offers)]}
         return getattr(self, f"handle_{parts[0]}")(method, parts[1:], content, parse_qs(url.query))
 
     def handle_ping(self, _method, _parts, _content, _query):

@@ -299,6 +299,15 @@ def test_a_decorator_with_an_unknown_keyword_is_refused_when_it_is_written():
 def test_offers_are_listed_cheapest_first(small_fabric):
     (offer,) = fabric.offers(gpu="H100")
     assert (offer.model, str(offer.price)) == ("H100", "2.5")
+    assert small_fabric.wishes["nodes"] == ["1"]
+
+
+@pytest.mark.parametrize(("nodes", "asked"), [(3, "3"), ((2, 4), "2")])
+def test_offers_for_several_nodes_are_those_that_the_least_of_them_would_take(small_fabric, nodes, asked):
+    assert fabric.offers(gpu="H100", nodes=nodes)
+    assert small_fabric.wishes["nodes"] == [asked]
+    with pytest.raises(fabric.InvalidRequest, match="nodes=0 is neither"):
+        fabric.offers(nodes=0)
 
 
 def test_an_unreachable_control_plane_says_so(monkeypatch):

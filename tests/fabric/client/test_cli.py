@@ -21,6 +21,27 @@ def test_offers_are_a_table_or_json(small_fabric, capsys):
     assert "H100 (simulated)  80GB    2 of 2  on_demand  $2.50/h" in capsys.readouterr().out
     assert cli.main(["offers", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["price_dc_per_gpu_hour"] == 250_000
+    assert cli.main(["offers", "--nodes", "2"]) == 0
+    assert small_fabric.wishes["nodes"] == ["2"]
+
+
+def test_offers_in_groups_are_summed_with_the_lowest_price_of_each(small_fabric, capsys):
+    small_fabric.more_offers = [
+        {"price_dc_per_gpu_hour": "300000"},
+        {"price_dc_per_gpu_hour": "240000", "region": "us"},
+        {"price_dc_per_gpu_hour": "400000", "region": "us"},
+    ]
+    assert cli.main(["offers", "--group-by", "gpu,region"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["GPU", "REGION", "OFFERS", "FREE", "PRICE", "FROM"],
+        ["H100", "(simulated)", "us", "2", "4", "$2.40/h"],
+        ["H100", "(simulated)", "eu", "2", "4", "$2.50/h"],
+    ]
+    assert cli.main(["offers", "--group-by", "operator", "--json"]) == 0
+    group = {"operator": "acme", "offers": 4, "count_free": 8, "price_dc_per_gpu_hour": 240_000}
+    assert json.loads(capsys.readouterr().out) == [group]
+    assert cli.main(["offers", "--group-by", "gpus"]) != 0
+    assert "--group-by 'gpus' is unknown; allowed: gpu, region, tier, operator" in capsys.readouterr().err
 
 
 def test_who_finds_no_offer_is_told_why(small_fabric, capsys):
