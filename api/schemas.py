@@ -286,6 +286,7 @@ class Run(_Out):
     id: str
     kind: str
     name: str
+    tags: dict[str, str]
     state: str
     reason: str
     message: str

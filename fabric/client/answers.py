@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fabric.client.tasks import Ended
+from fabric.client.trusted import unpickle
 from fabric.wire import channel
 from fabric.wire.codec import CodecError, FunctionTypes, decode, decode_exception
 from fabric.wire.errors import Error, RunFailed, run_failed
@@ -11,11 +12,12 @@ from fabric.wire.reasons import EXPLANATIONS, Reason
 
 
 class Answers:
-    """Decodes what a function's tasks answered; nothing in them is unpickled."""
+    """Decodes what a function's tasks answered; nothing in them is unpickled, unless values are to be trusted."""
 
-    def __init__(self, function: Callable[..., Any] | None, returns: Any, run: str) -> None:
+    def __init__(self, function: Callable[..., Any] | None, returns: Any, run: str, *, trust: bool = False) -> None:
         self._types = FunctionTypes(function, returns=returns)
         self._run = run
+        self._trust = trust
 
     def read(self, status: int, pieces: Sequence[memoryview]) -> tuple[bool, Any]:
         """(True, the value) or (False, the exception to raise)."""
@@ -23,7 +25,8 @@ class Answers:
             return False, self._not_transportable(bytes(pieces[0]).decode(errors="replace"))
         try:
             if status == channel.STATUS_VALUE:
-                return True, decode(pieces[0], pieces[1:], types=self._types)
+                value = decode(pieces[0], pieces[1:], types=self._types)
+                return True, unpickle(value) if self._trust else value
             exception = decode_exception(pieces[0], pieces[1:], types=self._types)
         except CodecError as error:
             return False, self._not_transportable(f"the result cannot be read here: {error}")

@@ -37,7 +37,7 @@ def run_one(
     packed = pack_function(function)
     pieces = pack_arguments(args, kwargs, packed.modules)
     crew = Crew(session.office, "run", options, packed, total=1, fail_fast=False)
-    answers = Answers(function, options.returns, crew.run)
+    answers = Answers(function, options.returns, crew.run, trust=options.trust)
     session.loop.post(begin_one, crew, pieces)
     with Display(crew.run, options.name or packed.name, total=1) as display:
         try:
@@ -128,7 +128,7 @@ def _mapped(
 ) -> Iterator[Any]:
     """Begins when the caller asks for the first value; ends the run when the caller asks for no more."""
     total = len(inputs) if isinstance(inputs, Sequence) else 0
-    collector = Collector(Answers(function, options.returns, crew.run), options)
+    collector = Collector(Answers(function, options.returns, crew.run, trust=options.trust), options)
     session.loop.post(crew.begin)
     feeder = Feeder(session, crew, inputs, lambda item: pack_arguments((item,), kwargs, packed.modules))
     with Display(crew.run, options.name or packed.name, total=total or None) as display:

@@ -37,7 +37,7 @@ async def arun(
     session, job, packed, pieces = await asyncio.to_thread(_prepared, function, args, kwargs, options)
     told = _Told(asyncio.get_running_loop())
     crew = Crew(session.office, "run", options, packed, total=1, fail_fast=False, events=told)
-    answers = Answers(job, options.returns, crew.run)
+    answers = Answers(job, options.returns, crew.run, trust=options.trust)
     session.loop.post(begin_one, crew, pieces)
     try:
         while (end := outcome(answers, await told.next())) is None:
@@ -75,7 +75,7 @@ async def amap(
     crew = Crew(
         session.office, "map", options, packed, total=total, fail_fast=not options.return_exceptions, events=told
     )
-    collector = Collector(Answers(function, options.returns, crew.run), options)
+    collector = Collector(Answers(function, options.returns, crew.run, trust=options.trust), options)
     session.loop.post(crew.begin)
     each = inputs if isinstance(inputs, Iterable) else _in_a_thread(inputs, loop)
     feeder = Feeder(session, crew, each, lambda item: pack_arguments((item,), own, packed.modules))

@@ -119,6 +119,7 @@ def run(
     objective: Annotated[str | None, typer.Option(help="cost or latency.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for lists and bills.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag for bills, such as team=vision; repeat.")] = None,
     pip: Annotated[list[str] | None, typer.Option("--pip", help="A package to install first; repeat.")] = None,
     network: Annotated[list[str] | None, typer.Option(help="gang, open, or a host; repeat for hosts.")] = None,
     workdir: Annotated[str | None, typer.Option(help="A folder to take along and run in, such as `.`")] = None,
@@ -142,6 +143,7 @@ def run(
         "objective": objective,
         "timeout": timeout,
         "name": name,
+        "tags": dict(_pair(one) for one in tag) if tag else None,
         "env": Env(pip=pip) if pip else None,
         "network": _network(network),
         "workdir": workdir,
@@ -219,17 +221,20 @@ def explain(run: RunId, *, as_json: Json = False) -> None:
 def cost(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id; all of the account's without.")] = None,
     *,
-    by: Annotated[str, typer.Option(help="gpu, operator, name or kind; several with commas.")] = "kind",
+    by: Annotated[
+        str, typer.Option(help="gpu, operator, name, kind, tag or one tag as tag:team; several with commas.")
+    ] = "kind",
     as_json: Json = False,
 ) -> None:
     """What runs cost."""
     if run is not None:
         _print_cost(verbs.attach(run), as_json=as_json)
         return
-    words = _words("--by", by, _GROUPS)
+    words = by.split(",")
+    groups = [_group(word) for word in words]
     totals: dict[tuple[str, ...], list[int]] = {}
     for facts in _all_runs():
-        total = totals.setdefault(tuple(_GROUPS[word](facts) for word in words), [0, 0, 0])
+        total = totals.setdefault(tuple(group(facts) for group in groups), [0, 0, 0])
         for at, number in enumerate((1, facts["cost"]["gpu_ms"], int(facts["cost"]["accrued_dc"]))):
             total[at] += number
     if as_json:
@@ -339,15 +344,37 @@ def _operators(run: dict[str, Any]) -> str:
     return ", ".join(dict.fromkeys(lease["operator_name"] for lease in run["leases"]))
 
 
+def _pair(tag: str) -> tuple[str, str]:
+    key, equals, value = tag.partition("=")
+    if not key or not equals:
+        raise InvalidRequest(f"--tag {tag!r} is not NAME=VALUE, such as team=vision")
+    return key, value
+
+
 def _accrued(run: dict[str, Any]) -> str:
     return format_dc(int(run["cost"]["accrued_dc"]))
 
 
-_GROUPS = {
+def _tags(run: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(run["tags"].items()))
+
+
+def _group(word: str) -> Callable[[dict[str, Any]], str]:
+    """What `--by` groups runs by, of one of its words."""
+    if word in _GROUPS:
+        return _GROUPS[word]
+    kind, _, key = word.partition(":")
+    if kind == "tag" and key:
+        return lambda run: str(run["tags"].get(key, ""))
+    raise InvalidRequest(f"--by {word!r} is unknown; allowed: {', '.join(_GROUPS)}, tag:NAME")
+
+
+_GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
     "gpu": _gpus,
     "operator": _operators,
     "name": lambda run: str(run["name"]),
     "kind": lambda run: str(run["kind"]),
+    "tag": _tags,
 }
 
 _OFFER_GROUPS: dict[str, Callable[[Offer], str]] = {

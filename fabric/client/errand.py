@@ -10,6 +10,7 @@ from typing import Any
 from fabric.client.baggage import Baggage, Carrying, Loaded
 from fabric.client.command import run_command
 from fabric.client.options import RunOptions
+from fabric.client.trusted import Pickling
 from fabric.client.workdir import pack_workdir
 from fabric.wire.errors import InvalidRequest
 
@@ -53,7 +54,7 @@ def _job(
             f"Env(python={options.env.python!r}) with a function of Python {own}: functions do not travel between "
             f"minors; leave python out, or give command=…"
         )
-    return function, args
+    return Pickling(function) if options.trust else function, args
 
 
 def baggage_of(options: RunOptions) -> Baggage | None:

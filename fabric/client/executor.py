@@ -72,7 +72,7 @@ class Executor(Executor_):
         if not callable(fn):
             raise InvalidRequest(f"the first argument must be a function, not a {type(fn).__name__}: {fn!r:.80}")
         pieces = pack_arguments((fn, args, kwargs), {}, self._packed.modules)
-        answers = Answers(fn, self._options.returns, self._crew.run)
+        answers = Answers(fn, self._options.returns, self._crew.run, trust=self._options.trust)
         future: Future[Any] = Future()
         with self._lock:
             if self._shut:

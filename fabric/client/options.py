@@ -44,6 +44,7 @@ class RunOptions:
         gpu_any: whether they are a set (cheapest first) rather than an order of preference.
         linger_s: how long the run's lease is kept afterwards.
         returns: a class, or an annotation of classes, that results may be rebuilt into.
+        trust: whether results come as pickles, which this process loads.
         max_parallel: leases a map may hold at once; None lets the SDK choose.
         max_concurrency: calls of an actor that run at once.
     """
@@ -76,6 +77,7 @@ class RunOptions:
     idempotency_key: str = ""
     dry_run: bool = False
     returns: Any = field(default=None, compare=False)
+    trust: bool = False
     env: Env | None = None
     nodes: int = 1
     nodes_min: int = 0
@@ -460,6 +462,7 @@ _COMMON: dict[str, _Reader] = {
     "workdir": _workdir,
     "secrets": _secrets,
     "returns": _as_given,
+    "trust": _flag,
 }
 _ATTACHED: dict[str, _Reader] = {"linger": _linger}
 _OF_ONE: dict[str, _Reader] = {"nodes": _nodes, "command": _command}
@@ -473,6 +476,6 @@ _ALLOWED = {
     "arun": frozenset(_COMMON | _ATTACHED) - {"dry_run"} | {"command", "kwargs"},
     "amap": frozenset(_COMMON | _ATTACHED | _OF_MAP) - {"dry_run"} | {"kwargs"},
     "Executor": frozenset(_COMMON | _ATTACHED) - {"dry_run", "idempotency_key"},
-    "actor": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key"},
-    "serve": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key", "returns", "secrets"},
+    "actor": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key", "trust"},
+    "serve": frozenset(_COMMON | _OF_ACTOR) - {"dry_run", "idempotency_key", "returns", "secrets", "trust"},
 }

@@ -131,11 +131,17 @@ class Run:
     """A run, by id. Every property asks the control plane anew."""
 
     def __init__(
-        self, session: Session, run: str, function: Callable[..., Any] | None = None, returns: Any = None
+        self,
+        session: Session,
+        run: str,
+        function: Callable[..., Any] | None = None,
+        returns: Any = None,
+        *,
+        trust: bool = False,
     ) -> None:
         self.id = run
         self._session = session
-        self._answers = Answers(function, returns, run)
+        self._answers = Answers(function, returns, run, trust=trust)
 
     def __repr__(self) -> str:
         return f"<fabric.Run {self.id}>"

@@ -34,6 +34,7 @@ def run(
             gateway's host, or latitude and longitude; default this process) with `max_rtt_ms` or `objective="latency"`:
             how far the gateway may be, or that the nearest is wanted; the few best are measured before the choice.
             `nodes`: run it on so many nodes of one cluster at once, all or nothing; the value is that of rank 0 (docs).
+            `trust=True`: take any value, as a pickle that this process loads; it may run code of the node's operator.
 
     Raises:
         InvalidRequest: before anything is sent.
@@ -104,7 +105,7 @@ def _start(
     request = current.office.request(run, kind, {**options.request(), "leases": 1, "tasks": 1, "work": work})
     key = options.idempotency_key or run
     facts = current.call(current.office.create_run(request, key, measures=options.measures))
-    return Run(current, facts["id"], job, options.returns)
+    return Run(current, facts["id"], job, options.returns, trust=options.trust)
 
 
 def offers(
@@ -135,15 +136,15 @@ def offers(
     return find_offers(session.current(), read_options("run", keywords), tier=tier or "", every=gpu is None)
 
 
-def attach(run_id: str) -> Run:
-    """A handle on a run of this account, from any process.
+def attach(run_id: str, *, trust: bool = False) -> Run:
+    """A handle on a run of this account, from any process; `trust` as the run was started with.
 
     Raises:
         InvalidRequest: there is no such run.
     """
     current = session.current()
     current.call(current.plane.run(run_id))
-    return Run(current, run_id)
+    return Run(current, run_id, trust=trust)
 
 
 def init(url: str | None = None, api_key: str | None = None) -> None:

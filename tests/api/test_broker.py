@@ -328,9 +328,10 @@ def test_a_run_told_of_after_its_lease_closed_still_bears_its_part(fabric, agent
     late = new_id("run")
     agent.beat(2_000)
     agent.receipt(grant, CLOSE, 2_000, runs=(RunLine(grant.run, 500), RunLine(late, 1_500)))
-    request = {"id": late, "session": "ses-alice", "lease": {"id": grant.lease, "generation": 1}}
+    request = {"id": late, "session": "ses-alice", "lease": {"id": grant.lease, "generation": 1}, "tags": {"team": "a"}}
     fabric.call("POST", "/v1/sessions/ses-alice/runs", {"runs": [{"request": request, "state": "SUCCEEDED"}]})
     assert fabric.run(late)["cost"]["accrued_dc"] == "150"
+    assert fabric.run(late)["tags"] == {"team": "a"}
 
 
 def test_a_part_that_a_receipt_named_early_waits_for_its_run_and_later_receipts_need_not_name_it(fabric, agent):

@@ -309,6 +309,8 @@ class SmallFabric:
         return (200, self.blobs[digest]) if digest in self.blobs else (404, {"detail": "no such blob"})
 
     def handle_runs(self, method, parts, content, query):
+        if not parts and method == "GET":
+            return 200, {"runs": [self.describe(run) for run in self.runs], "next": None}
         if not parts:
             run = self.runs.setdefault(content["id"], self.new_run(content))
             self.grant(content["id"], content["leases"])
@@ -416,6 +418,8 @@ class SmallFabric:
         return {
             "id": run,
             "kind": facts["request"]["kind"],
+            "name": facts["request"]["name"],
+            "tags": facts["request"]["tags"],
             "state": facts["state"],
             "reason": facts["reason"],
             "message": facts["message"],

@@ -2,6 +2,7 @@
 
 import _thread
 import itertools
+import pickle
 import signal
 import threading
 import time
@@ -328,3 +329,65 @@ def eventually(condition, seconds=10):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+class Opaque:
+    """The codec has no place for a class that is no dataclass, nor for a function."""
+
+    def __init__(self, weights):
+        self.weights = weights
+        self.score = lambda x: x + len(self.weights)
+
+
+def make_opaque(size=3):
+    return Opaque(np.arange(size, dtype=np.uint8))
+
+
+def test_a_trusted_result_is_whatever_can_be_pickled(small_fabric):
+    value = fabric.run(make_opaque, 1 << 20, trust=True)
+    assert type(value).__qualname__ == "Opaque"
+    assert value.weights.tobytes() == make_opaque(1 << 20).weights.tobytes()
+    assert value.score(1) == 1 + (1 << 20)
+    value.weights[0] = 9  # large arrays come writable
+    assert [value.score(1) for value in fabric.map(make_opaque, [1, 2], trust=True)] == [2, 3]
+
+
+def test_nothing_is_unpickled_without_trust(small_fabric):
+    with pytest.raises(fabric.RunFailed, match="not transportable") as caught:
+        fabric.run(lambda: {"model": make_opaque()})
+    assert caught.value.reason == "result_not_transportable"
+
+    pickled = pickle.dumps(3)
+    assert fabric.run(lambda: [pickled]) == [pickled]
+
+
+def test_a_trusted_functions_exception_is_still_no_pickle(small_fabric):
+    with pytest.raises(KeyError, match="lost"):
+        fabric.run(lambda: {}["lost"], trust=True)
+
+
+class OnlyThere:
+    def __reduce__(self):
+        return _refuse, ()
+
+
+def _refuse():
+    raise RuntimeError("not in this process")
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda: {"lock": threading.Lock()}, "cannot be pickled .*lock.*; return what can be"),
+        (OnlyThere, "cannot be read here: RuntimeError: not in this process"),
+    ],
+)
+def test_what_is_no_pickle_or_cannot_be_loaded_here_says_so(small_fabric, function, words):
+    with pytest.raises(fabric.RunFailed, match=words) as caught:
+        fabric.run(function, trust=True)
+    assert caught.value.reason == "result_not_transportable"
+
+
+def test_trust_is_said_with_true_or_false(small_fabric):
+    with pytest.raises(fabric.InvalidRequest, match="trust='yes' is neither True nor False"):
+        fabric.run(make_opaque, trust="yes")

@@ -88,7 +88,7 @@ def test_stopping_a_run_says_what_became_of_it(finished, capsys):
 
 def test_an_unknown_grouping_of_costs_is_refused(small_fabric, capsys):
     assert cli.main(["cost", "--by", "colour"]) == 2
-    assert "allowed: gpu, operator, name, kind" in capsys.readouterr().err
+    assert "allowed: gpu, operator, name, kind, tag, tag:NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[1", b"\xff", b"null"])
@@ -98,3 +98,19 @@ def test_a_file_that_holds_no_receipts_is_refused_by_its_name(tmp_path, capsys, 
     errors = capsys.readouterr().err
     assert "kept.json" in errors
     assert "Traceback" not in errors
+
+
+def test_costs_add_up_by_tag(small_fabric, capsys):
+    assert cli.main(["run", "--tag", "team=vision", "--tag", "stage=train", "--", "true"]) == 0
+    for tags in ({"team": "vision"}, {"team": "speech"}, {}):
+        fabric.submit(lambda: 7, tags=tags).wait(10)
+    assert cli.main(["cost", "--by", "tag:team", "--json"]) == 0
+    assert {row["tag:team"]: row["runs"] for row in json.loads(capsys.readouterr().out)} == {
+        "vision": 2,
+        "speech": 1,
+        "": 1,
+    }
+    assert cli.main(["cost", "--by", "tag,kind", "--json"]) == 0
+    assert "stage=train, team=vision" in capsys.readouterr().out
+    assert cli.main(["run", "--tag", "vision", "--", "true"]) == 2
+    assert "--tag 'vision' is not NAME=VALUE" in capsys.readouterr().err

@@ -143,3 +143,13 @@ def _when(condition):
     while not condition():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.005)
+
+
+class Shape:
+    def __init__(self, sides):
+        self.area = lambda: sides * sides
+
+
+def test_an_executor_that_trusts_takes_what_can_be_pickled(small_fabric):
+    with fabric.Executor(max_workers=1, gpu="H100", trust=True) as trusting:
+        assert trusting.submit(Shape, 3).result(20).area() == 9

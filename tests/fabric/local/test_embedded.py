@@ -49,6 +49,10 @@ if __name__ == "__main__":
         assert "in broken" in error.__notes__[0]
     run = fabric.submit(helper.square, 9, budget=1)
     assert run.result(timeout=60) == 81
+    fitted = fabric.run(lambda: Scaled(7), trust=True)
+    assert isinstance(fitted, Scaled) and fitted(6) == 42
+    detached = fabric.submit(lambda: Scaled(6), trust=True)
+    assert fabric.attach(detached.id, trust=True).result(timeout=60)(7) == 42
     if sys.argv[1:]:
         import json, os, signal, threading
         pid = json.load(open(os.environ["FABRIC_HOME"] + "/fabric.json"))["pids"]["agent"]
