@@ -20,7 +20,7 @@ from fabric.client.pack import Packed
 from fabric.client.route import Route
 from fabric.client.tasks import Ended, Piece, Tasks
 from fabric.wire import channel as wire
-from fabric.wire.errors import Error, InvalidRequest, NoCapacity, ServiceError, run_failed
+from fabric.wire.errors import Error, InvalidRequest, ServiceError, run_failed
 from fabric.wire.frames import split
 from fabric.wire.ids import new_id
 from fabric.wire.machines import RUN_EDGES, RunState, is_terminal
@@ -80,7 +80,7 @@ class Crew:
         self._registered = False
         self._asking = False
         self._over = False
-        self._starved_since: float | None = None
+        self._away_since: float | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._first_failure: Ended | None = None
         self._noted: dict[str, Any] | None = None
@@ -231,9 +231,37 @@ class Crew:
                 return
             facts = {lease["id"]: lease for lease in answer["leases"]}
             with nullcontext() if facts else self._office.pool.waiting():
-                await self._open_routes(facts)
+                await self._unless_away(self._open_routes(facts))
         finally:
             self._asking = False
+
+    async def _unless_away(self, attempt: Coroutine[Any, Any, None]) -> None:
+        """Try something that the next tick tries again when the control plane does not answer."""
+        try:
+            await attempt
+        except ServiceError as error:
+            if not error.retryable:
+                raise
+            self._on_away(error)
+
+    def _on_away(self, error: ServiceError) -> None:
+        """Goes on without asking as long as there is a lease, and without one for `queue_timeout`."""
+        self._office.note_away(error)
+        if self._leases or self._opening:
+            self._away_since = None
+            return
+        self._away_since = self._away_since or self._now()
+        if (self._now() - self._away_since) * 1000 >= self._options.queue_timeout_ms:
+            waited = f"queue_timeout={self._options.queue_timeout_ms / 1000:g} s"
+            message = (
+                f"given up after {waited} without a GPU or an answer; start it again when it answers: {error.message}"
+            )
+            self._break(ServiceError(message, retryable=True, run=self.run))
+
+    def _on_answer(self) -> None:
+        """The control plane counts for itself how long the run waits."""
+        self._office.note_answer()
+        self._away_since = None
 
     async def _open_routes(self, facts: dict[str, dict[str, Any]]) -> None:
         """Wait for routes that are not open yet and open them; returns when there was one, or the run is over.
@@ -243,6 +271,7 @@ class Crew:
         """
         while not self._over:
             answer = await self._office.plane.route(self.run, wait_s=0 if self._leases else ROUTE_WAIT_S)
+            self._on_answer()
             new = [route_of(route) for route in answer["routes"] if route["lease"] not in self._seen]
             self._seen.update(route.lease for route in new)
             if any(route.lease not in facts for route in new):
@@ -298,7 +327,7 @@ class Crew:
             held.pace = Steady(self._packed.at_once)
         self._leases[held.id] = held
         self._seen.add(held.id)
-        self._starved_since = None
+        self._away_since = None
         self._told.put(Placed(held.facts))
         self._feed(held)
         self._part(held)
@@ -443,8 +472,6 @@ class Crew:
         missing = self._missing()
         if self._over or self._asking or missing <= 0 or not self._tasks.open:
             return
-        if not self._leases and not self._opening and self._starve():
-            return
         held = None if self._own_lease else self._office.pool.take(self._key, self._options.max_price_dc)
         if held is not None:
             self._join(held)
@@ -458,15 +485,6 @@ class Crew:
         staying = have - sum(map(self._avoids, self._leases.values()))
         return min(self._wanted_now(), self._tasks.pending + (not have)) - staying
 
-    def _starve(self) -> bool:
-        """Notes that no lease is left; gives up when that lasts longer than `queue_timeout`."""
-        self._starved_since = self._starved_since or self._now()
-        if (self._now() - self._starved_since) * 1000 <= self._options.queue_timeout_ms or not self._seen:
-            return False
-        waited = f"{self._options.queue_timeout_ms / 1000:g} s"
-        self._break(NoCapacity(f"no GPU became free within queue_timeout={waited} after the last lease was lost"))
-        return True
-
     def _wanted_now(self) -> int:
         if self._kind != "map":
             return 1
@@ -478,18 +496,18 @@ class Crew:
 
     async def _ask(self, count: int) -> None:
         try:
-            if not self._registered:
-                await self._office.registrar.flush()
-                self._registered = True
-            answer = await self._office.plane.route(self.run)
-            if all(route["lease"] in self._seen for route in answer["routes"]):
-                await self._office.plane.more_leases(self.run, count, self._lost_nodes)
-            await self._open_routes({})
-        except (NoCapacity, ServiceError) as error:
-            if isinstance(error, ServiceError) and not error.retryable:
-                raise
+            await self._unless_away(self._ask_once(count))
         finally:
             self._asking = False
+
+    async def _ask_once(self, count: int) -> None:
+        if not self._registered:
+            await self._office.registrar.flush()
+            self._registered = True
+        answer = await self._office.plane.route(self.run)
+        if all(route["lease"] in self._seen for route in answer["routes"]):
+            await self._office.plane.more_leases(self.run, count, self._lost_nodes)
+        await self._open_routes({})
 
     def _finish_if_over(self) -> None:
         if self._over or not self._tasks.over:

@@ -5,7 +5,7 @@ It knows paths and members of `docs/protocol.md`, and nothing of what they are u
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin
@@ -29,13 +29,20 @@ class Probe:
 
 
 class ControlPlane:
-    """A control plane at `url`, as the account of `api_key`. Belongs to one event loop; all calls may be repeated."""
+    """A control plane at `url`, as the account of `api_key`. Belongs to one event loop; all calls may be repeated.
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    Attributes:
+        ended: it is known to have ended for good, so that nobody needs to wait for it. `is_over` is asked about that
+            when it cannot be reached.
+    """
+
+    def __init__(self, url: str, api_key: str | None, is_over: Callable[[], bool] = lambda: False) -> None:
         if not url.startswith(("http://", "https://")):
             raise InvalidRequest(f"{url!r} is not the URL of a control plane; it must start with http:// or https://")
         self.url = url.rstrip("/")
         self.api_key = api_key or ""
+        self.ended = False
+        self._is_over = is_over
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False)
 
@@ -180,11 +187,7 @@ class ControlPlane:
             try:
                 response = await self._http.request(method, path, **options)
             except httpx.TransportError as error:
-                failure = ServiceError(
-                    f"the control plane at {self.url} cannot be reached ({type(error).__name__}: {error}); "
-                    "is FABRIC_URL right and is it running?",
-                    retryable=True,
-                )
+                failure = self._unreachable(error)
             else:
                 if response.is_success:
                     return response
@@ -193,6 +196,16 @@ class ControlPlane:
                 raise failure
             await asyncio.sleep(delay)
         raise AssertionError
+
+    def _unreachable(self, error: httpx.TransportError) -> ServiceError:
+        self.ended = self.ended or self._is_over()
+        if self.ended:
+            return ServiceError(f"the embedded fabric at {self.url} was stopped; the next call starts it again")
+        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return ServiceError(
+            f"the control plane at {self.url} cannot be reached ({told}); is FABRIC_URL right and is it running?",
+            retryable=True,
+        )
 
 
 def _problem(response: httpx.Response) -> Exception:

@@ -17,7 +17,7 @@ from fabric.client.lease_pool import HeldLease, LeasePool
 from fabric.client.loop import LoopThread
 from fabric.client.registrar import Registrar
 from fabric.client.route import Route, note_unreachable
-from fabric.client.terminal import print_line
+from fabric.client.terminal import print_line, say
 from fabric.client.timesheet import Timesheet
 from fabric.ping import round_trips_us
 from fabric.wire.errors import Error, ServiceError
@@ -46,6 +46,18 @@ class Office:
         self.times = Timesheet(time.monotonic)
         self.pool = LeasePool(self._release, loop.start, print_line, self.times.end)
         self.registrar = Registrar(lambda runs: plane.register_runs(session, runs))
+        self._away = False
+
+    def note_away(self, error: ServiceError) -> None:
+        """What asks again until it gets an answer got none: said once, until there is one."""
+        if error.retryable and not self._away:
+            self._away = True
+            say(f"fabric: {error.message}; trying again")
+
+    def note_answer(self) -> None:
+        if self._away:
+            self._away = False
+            say("fabric: the control plane answers again")
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run beside everything else."""
@@ -105,7 +117,14 @@ class Office:
     async def find_route(self, held: HeldLease) -> Route | Gone | None:
         """A fresh route to a lease, why it is over, or None while it has none."""
         await self.registrar.flush()
-        answer = await self.plane.route(held.run)
+        try:
+            answer = await self.plane.route(held.run)
+        except ServiceError as error:
+            if self.plane.ended:
+                return Gone(Reason.OPERATOR_LOST, error.message)
+            self.note_away(error)
+            raise
+        self.note_answer()
         for route in answer["routes"]:
             if route["lease"] == held.id and route["generation"] == held.generation:
                 return route_of(route)

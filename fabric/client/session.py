@@ -32,11 +32,11 @@ GOODBYE_S = 3.0
 class Session:
     """A connection to one control plane as one account."""
 
-    def __init__(self, url: str, api_key: str, session: str) -> None:
+    def __init__(self, plane: ControlPlane, session: str) -> None:
         self.id = session
         self.pid = os.getpid()
         self.loop = LoopThread()
-        self.plane = ControlPlane(url, api_key)
+        self.plane = plane
         self.office = Office(self.plane, session, self.loop)
         self.loop.post(lambda: self.loop.start(self._beat()))
 
@@ -70,7 +70,7 @@ class Session:
 
 
 def current() -> Session:
-    """The process's session; opened when there is none, or when this process was forked from the one that had it.
+    """The process's session; opened when there is none, or its fabric ended, or this process was forked from its owner.
 
     Raises:
         InvalidRequest: a mistyped key in the environment, or no fabric to talk to.
@@ -78,7 +78,7 @@ def current() -> Session:
     """
     global _session  # noqa: PLW0603 - one per process is the point
     with _lock:
-        if _session is not None and _session.pid == os.getpid():
+        if _session is not None and _session.pid == os.getpid() and not _session.plane.ended:
             return _session
         _session = _open(_chosen or ClientSettings.from_environ(os.environ))
         _end_with_the_process()
@@ -116,9 +116,9 @@ _hooked = False
 def _open(settings: ClientSettings) -> Session:
     session = new_id("ses")
     if settings.url:
-        return Session(settings.url, settings.api_key, session)
+        return Session(ControlPlane(settings.url, settings.api_key), session)
     embedded = local.ensure(session, say)
-    return Session(embedded.url, embedded.api_key, session)
+    return Session(ControlPlane(embedded.url, embedded.api_key, embedded.is_over), session)
 
 
 def _end_with_the_process() -> None:

@@ -26,6 +26,12 @@ class Embedded:
 
     url: str
     api_key: str
+    home: Home
+
+    def is_over(self) -> bool:
+        """Whether it ended, or is about to; another one may run in its place, at another address."""
+        status = self.home.read_status()
+        return not (is_running(self.home) and status.state in ("starting", "ready") and status.url == self.url)
 
 
 def ensure(session: str, say: Callable[[str], None]) -> Embedded:
@@ -54,7 +60,7 @@ def bring_up(home: Home, say: Callable[[str], None]) -> Embedded:
     if not (status.state == "ready" and is_running(home)):
         with locked(home.start_lock):
             status = _running(home, say) or _started(home, say)
-    return Embedded(status.url, home.read_api_key())
+    return Embedded(status.url, home.read_api_key(), home)
 
 
 def is_running(home: Home) -> bool:

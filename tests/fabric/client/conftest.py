@@ -207,6 +207,7 @@ class SmallFabric:
         self.runs, self.leases, self.nodes, self.blobs, self.endpoints = {}, {}, {}, {}, {}
         self.requests, self.problems, self.probes = [], [], []
         self.fits_nothing = ""
+        self.away = False
         self.more_offers = []
         self.wishes = {}
         self.python = ".".join(platform.python_version_tuple()[:2])
@@ -221,6 +222,9 @@ class SmallFabric:
 
             def handle_any(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if fabric.away:
+                    self.close_connection = True
+                    return
                 status, answer = fabric.handle(self.command, self.path, body)
                 content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
@@ -245,7 +249,20 @@ class SmallFabric:
     def on_loop(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(5)
 
+    def come_back(self):
+        self.away, self.gpus = False, 2
+
+    def go_away(self):
+        """Answer nothing more, and drop every connection to a node."""
+        self.away = True
+        for node in self.nodes.values():
+            if node.ws is not None:
+                self.loop.call_soon_threadsafe(node.ws.transport.abort)
+
     async def connected(self, ws):
+        if self.away:
+            ws.transport.abort()
+            return
         lease = ws.request.headers["Authorization"].removeprefix("Bearer token-")
         await self.nodes[lease].serve(ws)
 

@@ -6,6 +6,7 @@ import stat
 import pytest
 
 from fabric.local.home import Home, Status, gone_clients, hold_client, is_locked, try_lock, write_private
+from fabric.local.start import Embedded
 from fabric.wire.errors import ServiceError
 
 
@@ -57,3 +58,23 @@ def test_a_folder_that_cannot_be_made_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ServiceError, match="set FABRIC_HOME"):
         Home(tmp_path / "file").make()
+
+
+@pytest.mark.parametrize(
+    ("url", "state", "lives", "over"),
+    [
+        ("http://a", "ready", True, False),
+        ("http://a", "ready", False, True),
+        ("http://a", "stopping", True, True),
+        ("http://b", "ready", True, True),
+        ("", "starting", True, True),
+    ],
+)
+def test_an_embedded_fabric_is_over_once_it_ends_or_another_one_has_its_place(home, url, state, lives, over):
+    home.write_status(Status(state, url=url))
+    held = try_lock(home.alive_lock) if lives else None
+    try:
+        assert Embedded("http://a", "fk", home).is_over() is over
+    finally:
+        if held is not None:
+            os.close(held)

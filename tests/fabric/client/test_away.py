@@ -1,0 +1,87 @@
+"""A control plane that cannot be reached while a run goes on: said at once, waited for, named at the end."""
+
+import threading
+import time
+
+import pytest
+
+import fabric
+from fabric import local
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("fabric.client.channel.RECONNECT_S", 0.2)
+    monkeypatch.setattr("fabric.client.http.RETRY_DELAYS_S", (0.01,))
+    monkeypatch.setattr("fabric.client.crew.TICK_S", 0.05)
+
+
+def at_work(small_fabric):
+    return bool(small_fabric.nodes) and bool(small_fabric.node().ran)
+
+
+def queued(small_fabric):
+    return bool(small_fabric.runs)
+
+
+def outage(small_fabric, begins, ends=lambda: False):
+    """Goes away as soon as `begins(small_fabric)`, and comes back as soon as `ends()`."""
+
+    def act():
+        for condition in (lambda: begins(small_fabric), ends):
+            until = time.monotonic() + 10
+            while not condition():
+                if time.monotonic() > until:
+                    return
+                time.sleep(0.01)
+            small_fabric.go_away() if condition is not ends else small_fabric.come_back()
+
+    threading.Thread(target=act, daemon=True).start()
+
+
+@pytest.mark.parametrize(("gpus", "begins"), [(1, at_work), (0, queued)])
+def test_a_run_without_a_gpu_waits_for_an_answer_and_then_says_whose_is_missing(small_fabric, capsys, gpus, begins):
+    small_fabric.gpus = gpus
+    outage(small_fabric, begins)
+    with pytest.raises(fabric.ServiceError, match=r"queue_timeout=0.5 s without .* cannot be reached") as caught:
+        fabric.run(lambda: time.sleep(0.3), queue_timeout=0.5)
+    assert caught.value.retryable
+    assert capsys.readouterr().err.count("trying again") >= 1
+
+
+@pytest.mark.parametrize(("gpus", "begins"), [(1, at_work), (0, queued)])
+def test_a_run_goes_on_when_the_control_plane_answers_again(small_fabric, capsys, gpus, begins):
+    small_fabric.gpus = gpus
+    said = []
+
+    def ends():
+        said.append(capsys.readouterr().err)
+        return "cannot be reached" in "".join(said) and "trying again" in "".join(said)
+
+    outage(small_fabric, begins, ends)
+    assert fabric.run(lambda: time.sleep(0.3) or 7) == 7
+    assert "the control plane answers again" in "".join([*said, capsys.readouterr().err])
+
+
+def test_who_stops_the_embedded_fabric_is_told_at_once_and_the_next_call_starts_it_again(small_fabric, monkeypatch):
+    starts = []
+
+    class Embedded:
+        url, api_key = small_fabric.url, "fk"
+
+        def is_over(self):
+            return small_fabric.away
+
+    def ensure(session_id, _say):
+        starts.append(session_id)
+        small_fabric.come_back()
+        return Embedded()
+
+    monkeypatch.delenv("FABRIC_URL")
+    monkeypatch.delenv("FABRIC_API_KEY")
+    monkeypatch.setattr(local, "ensure", ensure)
+    outage(small_fabric, at_work)
+    with pytest.raises(fabric.ServiceError, match="was stopped; the next call starts it again"):
+        fabric.run(lambda: time.sleep(0.3))
+    assert fabric.run(lambda: 7) == 7
+    assert len(set(starts)) == 2
