@@ -11,6 +11,7 @@ from sqlmodel import Session
 from api import keys, router_tokens
 from api.plane import Plane
 from api.tables import ApiKeyRow, CustomerRow
+from api.wallets import addresses_of
 from fabric.wire.errors import AuthError, PermissionDenied
 
 _bearer = HTTPBearer(auto_error=False, description="An API key of the customer's account")
@@ -117,3 +118,18 @@ def _agent(plane: PlaneDep, token: Token) -> str:
 
 AgentOperator = Annotated[str, Depends(_agent)]
 """The operator whose blob token this is."""
+
+
+def _own_holder(plane: PlaneDep, session: ReadSession, token: Token, of: str, name: str) -> None:
+    if of != "holder":
+        return
+    caller = caller_of(plane, token)
+    if not caller.admin and name.lower() not in addresses_of(session, caller.customer):
+        raise PermissionDenied(
+            f"holder {name} is not this account's: link its wallet (PUT /v1/account/wallet); what each GPU, pool and "
+            "epoch paid, and to whom, needs no account"
+        )
+
+
+OwnHolder = Depends(_own_holder)
+"""For routes of `{of}s/{name}`: what is added up for a holder is for the account that speaks for the address."""

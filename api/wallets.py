@@ -9,8 +9,10 @@ from sqlmodel import Session, col, select
 from api.enrolment_tables import OperatorWalletRow
 from api.errors import NotFound
 from api.tables import GpuRow, OperatorRow
+from api.terms import accounts
 from fabric.wire.errors import AuthError
 from ledger.chain.holders import holders_of
+from ledger.chain.tables import WalletRow
 
 
 def signer_of(typed_data: dict[str, Any], signature: bytes) -> tuple[str, str]:
@@ -57,3 +59,10 @@ def owner_of(session: Session, gpu: GpuRow) -> str:
     if held and held[-1][1]:
         return held[-1][1].lower()
     return wallet_of(session, session.get_one(OperatorRow, gpu.operator))
+
+
+def addresses_of(session: Session, customer: str) -> set[str]:
+    """The addresses that an account speaks for: its linked wallet's, and those of operators whose own account it is."""
+    own = (operator for operator, customers in accounts(session).items() if customer in customers)
+    linked = session.exec(select(WalletRow.address).where(col(WalletRow.customer) == customer))
+    return {*linked, *(wallet_of(session, session.get_one(OperatorRow, operator)) for operator in own)}

@@ -1,8 +1,8 @@
-"""`fabric ledger`: what GPUs and parties earned, and epochs that anyone can recompute; needs only a URL."""
+"""`fabric ledger`: what GPUs and parties earned, all pages, and epochs that anyone can recompute.
 
-import csv
-import json
-import sys
+It needs only a URL; for a holder FABRIC_API_KEY of the account that speaks for the address.
+"""
+
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -10,26 +10,21 @@ import typer
 
 from ledger import investor_cli
 from ledger.epoch import Verdict, not_carried, read_file, verify_file
-from ledger.printing import Csv, Json, Name, Url, print_table
-from ledger.published import fetch, get
+from ledger.printing import Csv, Json, Name, Url, print_json, print_table, printed
+from ledger.published import fetch, get, ledger_path, whole
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 app.add_typer(investor_cli.app)
 
-_GPU_COLUMNS = ("epoch", "gpu", "holder", "pool", "operator", "gpu_ms", "dc", "wei")
 _SHOWN = ("price_source", "price_usd_e18", "settlement", "stake_bps")
-_EPOCH_COLUMNS = ("gpu", "gpu_ms", "dc", "leases_root", "payers", "largest_payer_bps")
 
 
 @app.command()
 def gpu(gpu_id: Name, *, as_json: Json = False, as_csv: Csv = False, url: Url = "") -> None:
     """A GPU's use and cash flow by epoch; ID is its public id."""
-    found = get(url, f"/v1/ledger/gpus/{gpu_id}")
-    if as_json:
-        _print_json(found)
-    elif as_csv:
-        _print_csv(_GPU_COLUMNS, found["cash_flow"])
-    else:
+    path = ledger_path(f"gpus/{gpu_id}")
+    if not printed(url, path, "cash_flow", as_json=as_json, as_csv=as_csv):
+        found = whole(url, path, "cash_flow")
         mark = " (simulated)" if found["simulated"] else ""
         print(f"{found['model']}{mark} of {found['operator']}, {found['id']}")
         print(f"used {found['used_gpu_ms']} ms for {found['used_usd']}, utilised {found['utilised_gpu_ms']} ms")
@@ -51,16 +46,16 @@ def operator(operator_id: Name, *, as_json: Json = False, as_csv: Csv = False, u
 
 @app.command()
 def holder(address: Name, *, as_json: Json = False, as_csv: Csv = False, url: Url = "") -> None:
-    """What a holder of GPU NFTs earned, by epoch and GPU."""
+    """What a holder of GPU NFTs earned, by epoch and GPU; for the account that speaks for the address."""
     _party("holder", address, as_json=as_json, as_csv=as_csv, url=url)
 
 
 @app.command()
 def epochs(*, as_json: Json = False, url: Url = "") -> None:
     """Closed epochs, newest first, and the one that runs."""
-    found = get(url, "/v1/ledger/epochs")
+    found = whole(url, ledger_path("epochs"), "epochs")
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     rows = [(str(e["n"]), e["burned_usd"], f"{e['paid_bct']} BCT", e["settlement"]) for e in found["epochs"]]
     print_table(("EPOCH", "BURNED", "PAID", "SETTLEMENT"), rows)
@@ -81,20 +76,16 @@ def epoch(
     --verify also holds it to the file of the epoch before, whose sums it goes on from; and, where FABRIC_CHAIN_URL and
     FABRIC_CHAIN_ADDRESSES are set, both files to the chain.
     """
-    found = get(url, f"/v1/ledger/epochs/{number}")
+    path = f"/v1/ledger/epochs/{number}"
     if verify:
         body = fetch(url, f"/v1/ledger/epochs/{number}/file").content
         before = _file_before(url, number)
         verdict = verify_file(body)
         state, faults = _on_chain(body, before)
-        faults = [*verdict.faults, *differences(found, verdict, body), *not_carried(body, before), *faults]
+        faults = [*verdict.faults, *differences(get(url, path), verdict, body), *not_carried(body, before), *faults]
         _print_verdict(verdict, faults, state, as_json=as_json)
-    elif as_json:
-        _print_json(found)
-    elif as_csv:
-        _print_csv(_EPOCH_COLUMNS, found["usage"])
-    else:
-        _print_epoch(found)
+    elif not printed(url, path, "usage", as_json=as_json, as_csv=as_csv):
+        _print_epoch(get(url, path))
 
 
 def differences(row: Mapping[str, Any], verdict: Verdict, body: bytes) -> list[str]:
@@ -140,12 +131,9 @@ def _on_chain(body: bytes, before: bytes | None) -> tuple[str, Sequence[str]]:
 
 
 def _party(party: str, name: str, *, as_json: bool, as_csv: bool, url: str) -> None:
-    found = get(url, f"/v1/ledger/{party}s/{name}")
-    if as_json:
-        _print_json(found)
-    elif as_csv:
-        _print_csv(_GPU_COLUMNS, found["cash_flow"])
-    else:
+    path = ledger_path(f"{party}s/{name}")
+    if not printed(url, path, "cash_flow", as_json=as_json, as_csv=as_csv):
+        found = whole(url, path, "cash_flow")
         print(f"{party} {name}: {found['gpus']} GPUs in {found['epochs']} epochs")
         print(f"used {found['gpu_ms']} ms for {found['usd']}, earned {found['bct']} BCT")
         _print_flow(found["cash_flow"])
@@ -162,7 +150,7 @@ def _print_epoch(found: Mapping[str, Any]) -> None:
 
 def _print_verdict(verdict: Verdict, faults: Sequence[str], state: str, *, as_json: bool) -> None:
     if as_json:
-        _print_json({"epoch": verdict.epoch, "agrees": not faults, "chain": state, "faults": list(faults)})
+        print_json({"epoch": verdict.epoch, "agrees": not faults, "chain": state, "faults": list(faults)})
     else:
         print(f"payout root 0x{verdict.payout_root.hex()}\nusage root  0x{verdict.usage_root.hex()}")
         for fault in faults:
@@ -175,13 +163,3 @@ def _print_verdict(verdict: Verdict, faults: Sequence[str], state: str, *, as_js
 def _print_flow(lines: Iterable[Mapping[str, Any]]) -> None:
     rows = [(str(line["epoch"]), line["gpu"][:10], line["usd"], f"{line['bct']} BCT", line["holder"]) for line in lines]
     print_table(("EPOCH", "GPU", "USED", "EARNED", "HOLDER"), rows)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
-
-
-def _print_csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[line[column] for column in columns] for line in lines])

@@ -1,20 +1,14 @@
-"""`fabric ledger uptime | utilisation | usage | prices | yield`: what investors ask, all pages; needs only a URL."""
+"""`fabric ledger uptime | utilisation | usage | prices | yield`: what investors ask, all pages."""
 
-import json
-import sys
-from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx
 import typer
 
-from ledger.printing import Csv, Json, Name, Url, print_table
-from ledger.published import fetch, get
+from ledger.printing import Csv, Json, Name, Url, print_table, printed
+from ledger.published import get, ledger_path, whole
 
 app = typer.Typer()
-
-_PAGE = 1000
 
 
 class Of(StrEnum):
@@ -43,9 +37,9 @@ def uptime(
     url: Url = "",
 ) -> None:
     """When GPUs were there."""
-    path = _path(f"{of.value}s/{name}/uptime", from_ms=from_ms, to_ms=to_ms)
-    if not _printed(url, path, "stretches", as_json=as_json, as_csv=as_csv):
-        found = _whole(url, path, "stretches")
+    path = ledger_path(f"{of.value}s/{name}/uptime", from_ms=from_ms, to_ms=to_ms)
+    if not printed(url, path, "stretches", as_json=as_json, as_csv=as_csv):
+        found = whole(url, path, "stretches")
         print(f"{found['gpus']} GPUs, there {found['up_ms']} of {found['known_ms']} ms ({_pct(found['uptime_bps'])})")
         rows = [
             (one["gpu"][:10], str(one["from_ms"]), str(one["until_ms"]), one["model"]) for one in found["stretches"]
@@ -65,9 +59,9 @@ def utilisation(
     url: Url = "",
 ) -> None:
     """How much of the time that GPUs were there they were leased."""
-    path = _path(f"{of.value}s/{name}/utilisation", from_ms=from_ms, to_ms=to_ms)
-    if not _printed(url, path, "lines", as_json=as_json, as_csv=as_csv):
-        found = _whole(url, path, "lines")
+    path = ledger_path(f"{of.value}s/{name}/utilisation", from_ms=from_ms, to_ms=to_ms)
+    if not printed(url, path, "lines", as_json=as_json, as_csv=as_csv):
+        found = whole(url, path, "lines")
         lines = [*found["lines"], found["total"] | {"gpu": "all"}]
         rows = [
             (one["gpu"][:10], str(one["up_ms"]), str(one["gpu_ms"]), _pct(one["utilisation_bps"]), one["dc"])
@@ -87,9 +81,9 @@ def usage(
     url: Url = "",
 ) -> None:
     """A GPU's rows of usage, newest first; ID is its public id."""
-    path = _path(f"gpus/{gpu}/usage", from_ms=from_ms, to_ms=to_ms)
-    if not _printed(url, path, "usage", as_json=as_json, as_csv=as_csv):
-        found = _whole(url, path, "usage")
+    path = ledger_path(f"gpus/{gpu}/usage", from_ms=from_ms, to_ms=to_ms)
+    if not printed(url, path, "usage", as_json=as_json, as_csv=as_csv):
+        found = whole(url, path, "usage")
         rows = [
             (str(one["entry"]), str(one["at_ms"]), str(one["gpu_ms"]), one["price_dc_per_gpu_hour"], one["dc"])
             for one in found["usage"]
@@ -109,8 +103,8 @@ def prices(
     url: Url = "",
 ) -> None:
     """What was asked for GPUs on demand, and when."""
-    path = _path(f"{of.value}s/{name}/prices", from_ms=from_ms, to_ms=to_ms)
-    if not _printed(url, path, "prices", as_json=as_json, as_csv=as_csv):
+    path = ledger_path(f"{of.value}s/{name}/prices", from_ms=from_ms, to_ms=to_ms)
+    if not printed(url, path, "prices", as_json=as_json, as_csv=as_csv):
         rows = [
             (one["operator"], one["model"], one["price_dc_per_gpu_hour"], str(one["from_ms"]), str(one["until_ms"]))
             for one in get(url, path)["prices"]
@@ -133,9 +127,9 @@ def yield_(
     url: Url = "",
 ) -> None:
     """What GPUs earned by epoch, and what that makes of their cost in a year."""
-    path = _path(f"{of.value}s/{name}/yield", from_ms=from_ms, to_ms=to_ms, cost_usd=cost_usd)
-    if not _printed(url, path, "lines", as_json=as_json, as_csv=as_csv):
-        found = _whole(url, path, "lines")
+    path = ledger_path(f"{of.value}s/{name}/yield", from_ms=from_ms, to_ms=to_ms, cost_usd=cost_usd)
+    if not printed(url, path, "lines", as_json=as_json, as_csv=as_csv):
+        found = whole(url, path, "lines")
         print(f"{found['epochs']} epochs: {found['wei']} wei for {found['dc']} DC, worth {found['value_dc']} DC")
         if found["yearly_bps"] is not None:
             print(f"{_pct(found['yearly_bps'])} of the cost in a year, at this rate")
@@ -143,36 +137,6 @@ def yield_(
             (str(one["epoch"]), str(one["gpus"]), str(one["gpu_ms"]), one["dc"], one["wei"]) for one in found["lines"]
         ]
         print_table(("EPOCH", "GPUS", "USED MS", "DC", "WEI"), rows)
-
-
-def _path(path: str, **given: Any) -> str:
-    asked = {name: value for name, value in given.items() if value is not None} | {"limit": _PAGE}
-    return f"/v1/ledger/{path}?{httpx.QueryParams(asked)}"
-
-
-def _printed(url: str, path: str, rows: str, *, as_json: bool, as_csv: bool) -> bool:
-    """Whether it was asked for as JSON or CSV, and is printed so."""
-    if as_json:
-        print(json.dumps(_whole(url, path, rows), indent=2))
-    elif as_csv:
-        for number, page in enumerate(_pages(url, f"{path}&format=csv")):
-            head, _, rest = page.text.partition("\n")
-            sys.stdout.write(rest if number else f"{head}\n{rest}")
-    return as_json or as_csv
-
-
-def _whole(url: str, path: str, rows: str) -> dict[str, Any]:
-    """The answer with the rows of all its pages."""
-    pages = [page.json() for page in _pages(url, path)]
-    return pages[0] | {rows: [row for page in pages for row in page[rows]], "next": None}
-
-
-def _pages(url: str, path: str) -> Iterator[httpx.Response]:
-    page = fetch(url, path)
-    yield page
-    while following := page.links.get("next"):
-        page = fetch(url, httpx.URL(following["url"]).raw_path.decode())
-        yield page
 
 
 def _pct(bps: int | None) -> str:

@@ -1,10 +1,11 @@
-"""What a control plane publishes of its ledger, fetched without an account; and what its admin may ask of it.
+"""What a control plane tells of its ledger: to anybody, to a holder's own account, and what its admin may ask of it.
 
 It checks nothing; who asks does.
 """
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,34 @@ import httpx
 
 from fabric.wire.errors import InvalidRequest, ServiceError
 
+PAGE = 1000
+"""Rows that are asked for at once."""
+
 _TIMEOUT_S = 60.0
+_LEDGER = "/v1/ledger/"
+_OWN = _LEDGER + "holders/"
+"""Below it an account is needed; nobody's key goes where none is."""
+
+
+def ledger_path(path: str, **given: Any) -> str:
+    """The path of rows of the ledger, with the parameters that are given."""
+    asked = {name: value for name, value in given.items() if value is not None} | {"limit": PAGE}
+    return f"{_LEDGER}{path}?{httpx.QueryParams(asked)}"
+
+
+def whole(url: str, path: str, rows: str) -> dict[str, Any]:
+    """The answer with the rows of all its pages."""
+    found = [page.json() for page in pages(url, path)]
+    return found[-1] | {rows: [row for page in found for row in page[rows]]}
+
+
+def pages(url: str, path: str) -> Iterator[httpx.Response]:
+    """The answer, and those that its `Link` goes on with."""
+    page = fetch(url, path)
+    yield page
+    while following := page.links.get("next"):
+        page = fetch(url, httpx.URL(following["url"]).raw_path.decode())
+        yield page
 
 
 def get(url: str, path: str) -> Any:
@@ -24,16 +52,15 @@ def fetch(url: str, path: str) -> httpx.Response:
     """The answer to a GET; an empty ``url`` is this machine's own fabric.
 
     Raises:
-        InvalidRequest: there is no such thing, or no fabric on this machine.
+        InvalidRequest: there is no such thing, no key for what needs one, or no fabric on this machine.
         ServiceError: the control plane does not answer, or failed.
     """
-    return _ask("GET", url or _embedded_url(), path)
+    return _ask("GET", url or _embedded_url(), path, _credential(url) if path.startswith(_OWN) else None)
 
 
 def post(url: str, path: str) -> Any:
-    """The JSON answer to a POST with `FABRIC_API_KEY`, else with this machine's own key; errors as `fetch`."""
-    key = os.environ.get("FABRIC_API_KEY") or _embedded_key()
-    return _ask("POST", url or _embedded_url(), path, {"Authorization": f"Bearer {key}"}).json()
+    """The JSON answer to a POST with the account's key; errors as `fetch`."""
+    return _ask("POST", url or _embedded_url(), path, _credential(url)).json()
 
 
 def _ask(method: str, base: str, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
@@ -66,11 +93,16 @@ def _embedded_url() -> str:
     raise InvalidRequest("no fabric runs on this machine; start it with `fabric up`, or set FABRIC_URL or --url")
 
 
-def _embedded_key() -> str:
+def _credential(url: str) -> dict[str, str]:
+    """`FABRIC_API_KEY`; this machine's own key for its own fabric only."""
+    key = os.environ.get("FABRIC_API_KEY", "")
     try:
-        return (_home() / "api.key").read_text().strip()
+        key = key or ("" if url else (_home() / "api.key").read_text().strip())
     except OSError:
-        raise InvalidRequest("no key: set FABRIC_API_KEY to an admin's key of that control plane") from None
+        key = ""
+    if not key:
+        raise InvalidRequest("no key: set FABRIC_API_KEY to one of your account at that control plane")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def _home() -> Path:

@@ -1,6 +1,7 @@
 """What investors ask of a GPU, pool, operator or holder: uptime, utilisation, prices, yield, each with its rows.
 
-For everybody, as JSON, CSV or Parquet; nothing here names a customer, a run or a lease.
+As JSON, CSV or Parquet; a holder's for its owner's account, all else for everybody. No answer names a customer, a
+run or a lease.
 """
 
 from decimal import Decimal
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlmodel import Session, select
 
 from api import investor_schemas as schemas
-from api.deps import PlaneDep, ReadSession
+from api.deps import OwnHolder, PlaneDep, ReadSession
 from api.errors import NotFound
 from api.ledger_jobs import clock_of
 from api.plane import Plane
@@ -54,6 +55,7 @@ WindowDep = Annotated[Window, Depends()]
     summary="When GPUs were there: every stretch, and of how much time",
     response_model=schemas.Uptime,
     responses=FORMS,
+    dependencies=[OwnHolder],
 )
 def uptime(
     request: Request,
@@ -99,6 +101,7 @@ def uptime(
     summary="How much of the time that GPUs were there they were leased, by GPU",
     response_model=schemas.Utilisation,
     responses=FORMS,
+    dependencies=[OwnHolder],
 )
 def utilisation(
     request: Request,
@@ -146,6 +149,7 @@ def usage(
     summary="What was asked for GPUs on demand, and when",
     response_model=schemas.Prices,
     responses=FORMS,
+    dependencies=[OwnHolder],
 )
 def prices(
     request: Request, plane: PlaneDep, session: ReadSession, of: Of, name: str, window: WindowDep, form: FormatDep
@@ -175,6 +179,7 @@ def all_prices(
     summary="What GPUs earned by epoch, and what that makes of `cost_usd` in a year",
     response_model=schemas.Yields,
     responses=FORMS,
+    dependencies=[OwnHolder],
 )
 def yield_(
     request: Request,

@@ -1,4 +1,6 @@
-"""The ledger: GPUs, parties, epochs and proofs for everybody; entries for their owner; closing for an admin."""
+"""The ledger: GPUs, pools, operators, epochs and proofs for everybody; a holder's view and entries for their owner;
+closing for an admin.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +11,7 @@ from sqlmodel import Session
 
 from api import ledger_jobs
 from api import ledger_schemas as schemas
-from api.deps import AdminDep, CallerDep, PlaneDep, ReadSession
+from api.deps import AdminDep, CallerDep, OwnHolder, PlaneDep, ReadSession
 from api.errors import Conflict, NotFound
 from api.plane import Plane
 from api.tabular import FORMS, FormatDep, answer
@@ -174,21 +176,22 @@ async def close(plane: PlaneDep, _admin: AdminDep, wait_s: Annotated[float, Quer
 
 
 @router.get(
-    "/{party}s/{name}",
-    summary="What a pool, operator or holder earned, by epoch",
+    "/{of}s/{name}",
+    summary="What a pool, operator or (own account) holder earned, by epoch",
     response_model=schemas.PartyLedger,
     responses=FORMS,
+    dependencies=[OwnHolder],
 )
 def party(
     request: Request,
     session: ReadSession,
-    party: Literal["pool", "operator", "holder"],
+    of: Literal["pool", "operator", "holder"],
     name: str,
     form: FormatDep,
     cursor: Before = None,
     limit: Limit = 100,
 ) -> Response:
-    who = Party(party)
+    who = Party(of)
     flow = queries.cash_flow(session, who, name, before=cursor, limit=limit)
     body = schemas.party_view(queries.earnings(session, who, name), flow)
     return answer(request, form, body, schemas.CashFlow, body.cash_flow)

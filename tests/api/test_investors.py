@@ -19,15 +19,22 @@ from api.tabular import Format, accepted
 from fabric.wire import link
 from fabric.wire.clock import ManualClock
 from fabric.wire.receipts import ReceiptKind
-from ledger import investor_cli
+from ledger import published
 from ledger.cli import app
+
+CAROLS, OTHERS = "0x" + "Ca" * 20, "0x" + "dd" * 20
 
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory):
     """A fabric with short epochs whose op-1 has three GPUs; alice used one of them for 10 s and then it was closed."""
     folder = tmp_path_factory.mktemp("investors")
-    options = {"state_dir": folder, "bootstrap": bootstrap_file(folder), "allow_simulated": True, "challenges": False}
+    bootstrap = bootstrap_file(folder)
+    declared = json.loads(bootstrap.read_text())
+    declared["operators"][0]["account"] = "bob"
+    declared["customers"][2]["wallet"] = CAROLS
+    bootstrap.write_text(json.dumps(declared))
+    options = {"state_dir": folder, "bootstrap": bootstrap, "allow_simulated": True, "challenges": False}
     clock = ManualClock()
     app = create_app(Settings(**options, finality_s=2, epoch_s=10), clock, tick_s=None)
     with TestClient(app) as client, Fabric(app, client, clock) as fabric:
@@ -92,7 +99,8 @@ def test_an_operators_lines_are_its_gpus_and_add_up(used):
     for name in ("up_ms", "known_ms", "gpu_ms", "receipts"):
         assert found["total"][name] == sum(line[name] for line in lines)
     assert get(used, "pools/op-1/utilisation").json()["total"] == found["total"]
-    assert get(used, f"holders/{PAYOUT.upper().replace('0X', '0x')}/utilisation").json()["total"] == found["total"]
+    holder = used.call("GET", f"/v1/ledger/holders/{PAYOUT.upper().replace('0X', '0x')}/utilisation", who="admin")
+    assert holder["total"] == found["total"]
     assert get(used, "operators/nobody/utilisation").json()["gpus"] == 0
 
 
@@ -146,6 +154,16 @@ def test_no_answer_names_a_customer_a_run_or_a_lease(used):
     ):
         text = get(used, path).text
         assert not [name for name in ("alice", run, *leases) if name in text]
+
+
+@pytest.mark.parametrize("view", ["", "/uptime", "/utilisation", "/prices", "/yield"])
+def test_a_holders_view_is_for_the_account_that_speaks_for_the_address(used, view):
+    path = f"/v1/ledger/holders/{{}}{view}"
+    assert used.client.get(path.format(PAYOUT)).status_code == 401
+    for who, address in (("alice", PAYOUT), ("alice", CAROLS), ("bob", OTHERS), ("carol", PAYOUT)):
+        assert used.call("GET", path.format(address), who=who, expect=403)["type"] == "/problems/permission-denied"
+    for who, address in (("bob", PAYOUT), ("carol", CAROLS), ("carol", CAROLS.lower()), ("admin", OTHERS)):
+        used.call("GET", path.format(address), who=who)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +276,8 @@ def test_the_form_that_is_liked_best_is_taken(header, form):
 
 def test_the_commands_print_all_pages(used, monkeypatch):
     """Over a real socket, a page of three rows at a time."""
-    monkeypatch.setattr(investor_cli, "_PAGE", 3)
+    monkeypatch.setattr(published, "PAGE", 3)
+    monkeypatch.setenv("FABRIC_API_KEY", "key-bob")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(used.app, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -279,6 +298,9 @@ def test_the_commands_print_all_pages(used, monkeypatch):
             assert "3 GPUs" in said("uptime", "pool", "op-1")
             assert str(H100_PRICE) in said("prices", "gpu", gpu_id)
             assert "of the cost in a year" in said("yield", "holder", PAYOUT, "--cost-usd", "10")
+            assert f"holder {PAYOUT}: 1 GPUs" in said("holder", PAYOUT)
+            closed = json.loads(said("epochs", "--json"))["epochs"]
+            assert len(closed) == len(every(used, "epochs", "epochs", 1000)) > 3
         finally:
             server.should_exit = True
             thread.join()
