@@ -42,6 +42,11 @@ class _Among(FunctionElement[bool]):
     type = Boolean()
     inherit_cache = True
 
+    def self_group(self, against: Any = None) -> Any:
+        """As it is: a database without booleans would be asked whether it ``= 1``, for which no index is used."""
+        del against
+        return self
+
 
 def among(column: Any, values: Collection[int] | Collection[str]) -> Any:
     """The condition that a column's value is one of these, all integers or all texts."""
