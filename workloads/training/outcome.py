@@ -69,6 +69,12 @@ class Trained:
     run: str = ""
     cost: fabric.Cost | None = field(default=None, compare=False)
 
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The record with the lowest loss; None when none has one."""
+        told = [record for record in self.metrics if record.get("loss") is not None]
+        return min(told, key=lambda record: record["loss"], default=None)
+
     def plot(self, path: str | Path) -> Path:
         """Write the curves as one HTML file that any browser opens."""
         from workloads.training.plot import page

@@ -7,6 +7,7 @@ from typing import Any
 
 import fabric
 
+DC_PER_USD = 100_000
 MARGIN = 0.9
 """Of what a budget pays for, so much is used: the rest is for opening and closing."""
 RESERVE_S = {"spot": 36.0}
@@ -14,7 +15,7 @@ OTHER_RESERVE_S = 11.0
 """A lease ends when no more of the budget is left than its notice and its end cost (`ledger.pricing`)."""
 
 _COUNT = re.compile(r":(\d+)$")
-_OPEN_ENDED = re.compile(r":\d+\.\.\d*$")
+_OPEN_ENDED = re.compile(r":\d+\.\.(\d*)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Plan:
         collective_s: how long a rank waits in a collective for the others.
         stopped_by: what to call it when `limit_s` is over.
         seed: of the weights and of the order of samples.
+        training: names this training in its checkpoints.
     """
 
     ranks_per_node: int = 1
@@ -38,6 +40,7 @@ class Plan:
     collective_s: float = 600.0
     stopped_by: str = "budget"
     seed: int = 0
+    training: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,29 @@ def count_ranks(gpu: Any, wanted: int | None) -> int:
     return counts.pop()
 
 
-def seconds_for(budget: Any, price_per_gpu_hour: float, gpus: int, tier: str = "on_demand") -> float:
+def most_gpus(gpu: Any, nodes: int | tuple[int, int]) -> int:
+    """As many as a training can have at once, on all its nodes together.
+
+    Raises:
+        fabric.InvalidRequest: the specs set no bound.
+    """
+    specs = [str(spec) for spec in ([gpu] if isinstance(gpu, str) else (gpu or [":1"]))]
+    per_node = 1
+    for spec in specs:
+        if found := _OPEN_ENDED.search(spec) or _COUNT.search(spec):
+            if not found[1]:
+                raise fabric.InvalidRequest(f"gpu={gpu!r} leaves open how many GPUs there are, and what they cost")
+            per_node = max(per_node, int(found[1]))
+    return per_node * (nodes[-1] if isinstance(nodes, tuple) else nodes)
+
+
+def bought(chosen: Mapping[str, Any]) -> tuple[float, float]:
+    """(GPUs of all nodes, USD per GPU-hour) of what an explanation says is chosen."""
+    gpus = len(chosen["nodes"]) * chosen["gpus"] * chosen["share_milli"] / 1000
+    return gpus, int(chosen["price_dc_per_gpu_hour"]) / DC_PER_USD
+
+
+def seconds_for(budget: Any, price_per_gpu_hour: float, gpus: float, tier: str = "on_demand") -> float:
     """How long a training may take on so many GPUs until its budget, less the margin, is used.
 
     Raises:
@@ -116,7 +141,7 @@ def seconds_for(budget: Any, price_per_gpu_hour: float, gpus: int, tier: str = "
     reserve = RESERVE_S.get(tier, OTHER_RESERVE_S)
     if paid < reserve + 1:
         raise fabric.InvalidRequest(
-            f"budget={budget} pays {gpus} GPUs at USD {price_per_gpu_hour:g} per GPU-hour for {paid:.1f} s, of which "
+            f"budget={budget} pays {gpus:g} GPUs at USD {price_per_gpu_hour:g} per GPU-hour for {paid:.1f} s, of which "
             f"{reserve:g} s are set aside for their end; give more"
         )
     return MARGIN * (paid - reserve)

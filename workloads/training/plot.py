@@ -68,6 +68,8 @@ def _facts(trained: Trained) -> list[tuple[str, str]]:
     facts += [("steps", str(last.get("step", 0))), ("stopped by", trained.stopped or "its own end")]
     if last.get("loss") is not None:
         facts.append(("last loss", f"{last['loss']:.5f}"))
+    if trained.best is not None:
+        facts.append(("best loss", f"{trained.best['loss']:.5f} at step {trained.best['step']}"))
     if trained.cost is not None:
         facts.append(("cost", str(trained.cost)))
         if last.get("epoch"):

@@ -207,9 +207,10 @@ class Session:
         self._sums = _Sums()
         self._agreed_at = now
         self._agree_step = self.steps + int(next_in)
-        if not self.stopped and stop:
+        stops = bool(stop) and not self.stopped
+        if stops:
             self.stopped = self._plan.stopped_by
-        if self._parts is not None and (save or notice):
+        if self._parts is not None and (save or notice or stops):
             self.save()
             self._agreed_at = time.monotonic()
 

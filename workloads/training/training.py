@@ -9,11 +9,10 @@ from typing import Any
 import fabric
 from workloads.training import metrics
 from workloads.training.outcome import Failed, Trained
-from workloads.training.plan import Plan, count_ranks, seconds_for
+from workloads.training.plan import Plan, bought, count_ranks, most_gpus, seconds_for
 from workloads.training.ranks import run_lease
 
 COST_EVERY_S = 1.0
-DC_PER_USD = 100_000
 
 
 class Training:
@@ -151,14 +150,25 @@ class Training:
             metrics.write(self._folder / "metrics.jsonl", records)
 
     def _within_budget(self) -> Plan:
-        """The plan, with the time that the budget pays for at the price at which it would be placed now."""
+        """The plan, with the time that the budget pays for at the price at which it would be placed now.
+
+        What has to wait is reckoned at `max_price`: what it will cost is not known yet.
+
+        Raises:
+            fabric.NoCapacity: it would have to wait, and there is no `max_price`.
+        """
         if self._budget is None:
             return self._plan
-        chosen = self._explain().chosen
-        if chosen is None:
-            return self._plan
-        price = int(chosen["price_dc_per_gpu_hour"]) / DC_PER_USD
-        gpus = max(1, len(chosen["nodes"])) * chosen["gpus"]
+        try:
+            gpus, price = bought(self._explain().chosen)
+        except fabric.NoCapacity as error:
+            cap = self._keywords.get("max_price")
+            if cap is None:
+                error.add_note(
+                    "a budget becomes a time at a known price: give max_price=… to wait for GPUs with a budget"
+                )
+                raise
+            gpus, price = most_gpus(self._keywords.get("gpu"), self._keywords.get("nodes", 1)), float(cap)
         limit_s = seconds_for(self._budget, price, gpus, self._keywords.get("tier", "on_demand"))
         if 0 < self._plan.limit_s <= limit_s:
             return self._plan

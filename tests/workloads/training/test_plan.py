@@ -3,7 +3,7 @@
 import pytest
 
 import fabric
-from workloads.training.plan import count_ranks, places, seconds_for
+from workloads.training.plan import bought, count_ranks, most_gpus, places, seconds_for
 
 GANG = {
     "FABRIC_RANK": "1",
@@ -55,6 +55,21 @@ def test_a_number_that_is_left_open_must_be_said(gpu):
     with pytest.raises(fabric.InvalidRequest, match="ranks_per_node"):
         count_ranks(gpu, None)
     assert count_ranks(gpu, 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpu", "nodes", "most"),
+    [(None, 1, 1), ("L4:0.5", 1, 1), ("H100:8", 2, 16), (["H100:2..4", "L4"], (2, 3), 12), ("A100:80GB..", 2, 2)],
+)
+def test_the_most_gpus_at_once_are_those_of_the_largest_spec_on_the_most_nodes(gpu, nodes, most):
+    assert most_gpus(gpu, nodes) == most
+    with pytest.raises(fabric.InvalidRequest, match="leaves open"):
+        most_gpus("H100:2..", nodes)
+
+
+def test_a_share_of_a_gpu_costs_its_share():
+    chosen = {"nodes": ["a", "b"], "gpus": 1, "share_milli": 250, "price_dc_per_gpu_hour": "36000"}
+    assert bought(chosen) == (0.5, 0.36)
 
 
 def test_a_budget_pays_for_what_is_left_of_it_beside_the_end_of_the_leases():

@@ -1,10 +1,12 @@
 """Trainings for real: two ranks on two nodes, and on one; lost ranks, wrong loops, budgets."""
 
 import json
+from decimal import Decimal
 
 import pytest
 
 import fabric
+from tests.api.serving.town import ADMIN
 from tests.workloads.training import loops
 from workloads import Training
 from workloads.examples import digits
@@ -16,6 +18,22 @@ TWO_NODES = {"gpu": "L4", "nodes": 2}
 ONE_NODE = {"gpu": "L4:2"}
 
 
+def are_in_the_ledger(town, run, attempts):
+    """Signed receipts hold these (rank, attempt) and no others, what they claim was charged, and the books agree."""
+    run = fabric.attach(run)
+
+    def signed():
+        return {(line.task, line.attempt) for one in run.receipt().receipts for line in one.tasks}
+
+    town.wait(lambda: signed() == attempts and all(lease["state"] == "CLOSED" for lease in run.leases))
+    assert len(run.receipt().verify()) == len(run.receipt().receipts)
+    assert run.receipt().gpu_ms == sum(lease["gpu_ms"] for lease in run.leases)
+    for lease in run.leases:
+        price = int(lease["price_dc_per_gpu_hour"])
+        assert int(lease["charged_dc"]) == -(-max(lease["gpu_ms"], 1_000) * price // 3_600_000)
+    town.wait(lambda: town.get("/v1/audit", key=ADMIN)["ok"])
+
+
 def test_two_ranks_on_two_nodes_learn_the_digits_and_keep_their_records(town, tmp_path, capsys):
     assert digits.main(20, folder=tmp_path, **TWO_NODES) >= 0.97
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -24,16 +42,19 @@ def test_two_ranks_on_two_nodes_learn_the_digits_and_keep_their_records(town, tm
     assert records[-1]["cost_usd"] > 0
     assert "<polyline" in (tmp_path / "report.html").read_text()
     assert "samples/s" in capsys.readouterr().out
-    town.wait(lambda: town.get("/v1/audit", key="fk_" + "2" * 43)["ok"])
+    town.wait(lambda: town.get("/v1/audit", key=ADMIN)["ok"])
 
 
-def test_a_rank_killed_midway_ends_at_the_loss_of_an_undisturbed_run(town):
+def test_a_rank_killed_midway_ends_as_good_as_an_undisturbed_run(town):
     undisturbed = Training(loops.digits, quiet=True, **ONE_NODE).run(6)
     killed = Training(loops.digits, quiet=True, checkpoint_every=0.01, **TWO_NODES).run(6, kwargs={"kill_at": (1, 70)})
     assert (undisturbed.attempts, killed.attempts) == (1, 2)
     assert 0 < killed.value[2] <= 70
     assert killed.value[0] == pytest.approx(undisturbed.value[0], rel=0.01)
+    assert killed.value[1] == pytest.approx(undisturbed.value[1], abs=0.01)
+    assert undisturbed.value[1] > 0.8, "accuracies of what has learnt something"
     assert killed.metrics[-1]["step"] == undisturbed.metrics[-1]["step"] == 6 * (1437 // 64)
+    are_in_the_ledger(town, killed.run, {(rank, attempt) for rank in (0, 1) for attempt in (1, 2)})
 
 
 def test_a_killed_rank_of_one_node_is_named_and_resumed_sharded(town, capsys):
@@ -46,10 +67,14 @@ def test_a_killed_rank_of_one_node_is_named_and_resumed_sharded(town, capsys):
     assert "rank-1 ended by signal 9" in said or "rank 1 of 2 is gone" in said  # whichever process saw it first
 
 
-def test_a_training_stops_in_good_order_when_its_time_is_over(town):
-    trained = Training(loops.endless, time_limit=1, quiet=True, gpu="L4", ranks_per_node=2).run()
-    assert (trained.stopped, trained.world_size) == ("time_limit", 2)
-    assert trained.value == trained.metrics[-1]["step"] >= 1
+def test_a_training_stops_in_good_order_on_its_budget_with_a_checkpoint_and_its_best_record(town):
+    trained = Training(loops.endless, budget=0.0016, quiet=True, gpu="L4", ranks_per_node=2).run()
+    steps, stored = trained.value
+    assert (trained.stopped, trained.world_size, trained.attempts) == ("budget", 2, 1)
+    assert stored == [steps], "the first is due after a minute"
+    assert steps == trained.metrics[-1]["step"] == trained.best["step"] >= 1
+    assert trained.cost.accrued <= Decimal("0.0016")
+    assert [one["reason"] for one in fabric.attach(trained.run).attempts] == ["done"]
 
 
 def test_a_budget_becomes_the_time_that_it_pays_for_where_the_training_would_be_placed(town):
@@ -58,6 +83,14 @@ def test_a_budget_becomes_the_time_that_it_pays_for_where_the_training_would_be_
     assert plan.limit_s == pytest.approx(0.9 * (5_000 - 11))
     with pytest.raises(fabric.InvalidRequest, match=r"budget=0.002 pays 2 GPUs .* give more"):
         Training(loops.endless, budget=0.002, **ONE_NODE).run()
+
+
+def test_a_budget_of_what_has_to_wait_counts_at_the_highest_price_it_may_have(town):
+    waits = {"gpu": "H100:2", "nodes": (2, 4), "budget": 16}
+    assert Training(loops.endless, max_price=2, **waits)._within_budget().limit_s == pytest.approx(0.9 * (3_600 - 11))
+    with pytest.raises(fabric.NoCapacity) as caught:
+        Training(loops.endless, **waits).run()
+    assert "max_price" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
