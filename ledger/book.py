@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, Table, func, select
+from sqlalchemy import Select, Table, func, select, text
 from sqlmodel import Session
 
+from ledger import tables
 from ledger.accounts import Account, AccountKind, Asset
 from ledger.bulk import among, among_given, insert_returning, insert_rows
 from ledger.entries import Entry, Posting, check
@@ -22,6 +23,10 @@ from ledger.tables import AccountRow, BctPostingRow, DcPostingRow, EntryRow, tab
 
 ACCOUNT, ENTRY = table_of(AccountRow), table_of(EntryRow)
 POSTINGS: Mapping[Asset, Table] = {Asset.DC: table_of(DcPostingRow), Asset.BCT: table_of(BctPostingRow)}
+NO_CHARGE = text(f"{ENTRY.name}.{tables.NO_CHARGE}")
+"""Said in a question about entries of a lease that are no charges, it keeps the charges from being read."""
+IS_PENDING = text(f"{ACCOUNT.name}.{tables.PENDING}")
+"""Said in a question about accounts of pending usage, it keeps all others from being read."""
 CHUNK = 500
 
 Item = TypeVar("Item")

@@ -8,7 +8,7 @@ from sqlmodel import Session
 
 from ledger.accounts import SOURCES, AccountKind, Asset, asset_of
 from ledger.audit import Check, Finding
-from ledger.book import ACCOUNT, ENTRY, POSTINGS
+from ledger.book import ACCOUNT, ENTRY, NO_CHARGE, POSTINGS
 from ledger.entries import FLOWS, EntryKind
 from ledger.tables import APPEND_ONLY, HoldRow, table_of
 
@@ -226,7 +226,7 @@ def _ends_without_release(session: Session) -> Iterator[Finding]:
     """A hold's end is when its first release was booked."""
     released = (
         select(func.min(ENTRY.c.at_ms))
-        .where(ENTRY.c.lease_id == HOLD.c.lease_id, ENTRY.c.kind == EntryKind.RELEASE.value)
+        .where(ENTRY.c.lease_id == HOLD.c.lease_id, NO_CHARGE, ENTRY.c.kind == EntryKind.RELEASE.value)
         .correlate(HOLD)
         .scalar_subquery()
     )
@@ -238,6 +238,6 @@ def _ends_without_release(session: Session) -> Iterator[Finding]:
 
 def _holds_without_entry(session: Session) -> Iterator[Finding]:
     kinds = [EntryKind.HOLD.value, EntryKind.OPEN_HOLD.value]
-    booked = select(ENTRY.c.id).where(ENTRY.c.lease_id == HOLD.c.lease_id, ENTRY.c.kind.in_(kinds)).exists()
+    booked = select(ENTRY.c.id).where(ENTRY.c.lease_id == HOLD.c.lease_id, NO_CHARGE, ENTRY.c.kind.in_(kinds)).exists()
     for lease_id in session.execute(select(HOLD.c.lease_id).where(~booked).order_by(HOLD.c.lease_id)).scalars():
         yield Finding("ledger_hold", lease_id, "no entry ever held anything for it")

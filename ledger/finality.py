@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from sqlalchemy import func, insert, select
 from sqlmodel import Session
 
-from ledger import accounts, booking
+from ledger import accounts, booking, totals
 from ledger.book import Book
 from ledger.epoch import EpochClock
-from ledger.meters import METER, USAGE, standing
+from ledger.meters import USAGE
 from ledger.settings import LedgerSettings
 from ledger.tables import FinalityRow, table_of
 
@@ -53,24 +53,14 @@ class Finality:
 
     def _step(self, start_ms: int, end_ms: int, epoch: int, at_ms: int) -> int:
         self._session.execute(insert(FINALITY).values(through_ms=end_ms, epoch=epoch))
-        self._book.lock({accounts.usage_pending(gpu_id) for gpu_id, _ in self._sums(start_ms, end_ms)})
-        sums = self._sums(start_ms, end_ms)
+        self._book.lock({accounts.usage_pending(one.gpu_id) for one in totals.sums(self._session, start_ms, end_ms)})
+        added = totals.sums(self._session, start_ms, end_ms)
         entries = [booking.finality_step(epoch, end_ms, at_ms=at_ms)]
         entries += [
-            booking.finality(gpu_id, epoch, dc, source_id=f"final/{epoch}/{end_ms}/{gpu_id}", at_ms=at_ms)
-            for gpu_id, dc in sums
-            if dc
+            booking.finality(one.gpu_id, epoch, one.dc, source_id=f"final/{epoch}/{end_ms}/{one.gpu_id}", at_ms=at_ms)
+            for one in added
+            if one.dc
         ]
         self._book.append(entries)
-        return sum(dc for _, dc in sums)
-
-    def _sums(self, start_ms: int, end_ms: int) -> list[tuple[str, int]]:
-        """(GPU, DC) of standing usage accepted in the stretch."""
-        rows = self._session.execute(
-            select(METER.c.gpu_id, func.sum(USAGE.c.dc))
-            .join(METER, METER.c.id == USAGE.c.meter_id)
-            .where(USAGE.c.accepted_ms >= start_ms, USAGE.c.accepted_ms < end_ms, standing())
-            .group_by(METER.c.gpu_id)
-            .order_by(METER.c.gpu_id)
-        )
-        return [(gpu_id, int(dc)) for gpu_id, dc in rows]
+        totals.keep(self._session, end_ms, added)
+        return sum(one.dc for one in added)

@@ -9,17 +9,18 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Row, Select, bindparam, func, or_, select
+from sqlalchemy import Row, Select, String, bindparam, func, or_, select
 from sqlmodel import Session
 
 from fabric.wire.merkle import levels, proof_in
-from ledger.accounts import Account, AccountKind, Asset
+from ledger import totals
+from ledger.accounts import Account, AccountKind, Asset, asset_of
 from ledger.allocate import GpuUsage, Payout, payout_leaves, usage_leaves
-from ledger.book import ACCOUNT, ENTRY, POSTINGS
+from ledger.book import ACCOUNT, ENTRY, IS_PENDING, POSTINGS
+from ledger.bulk import among_given
 from ledger.closing import EPOCH, EPOCH_USAGE, PAYOUT, REWARD
-from ledger.entries import Posting
-from ledger.finality import FINALITY
-from ledger.meters import METER, USAGE, standing
+from ledger.entries import FLOWS, EntryKind, Posting
+from ledger.meters import METER
 from ledger.pools import as_of
 
 MAX_LIMIT = 1000
@@ -133,16 +134,6 @@ class Earnings:
 
 
 @dataclass(frozen=True, slots=True)
-class RunBill:
-    """What a run's standing usage costs so far, per GPU-ms and DC."""
-
-    gpu_ms: int
-    dc: int
-    utilised_gpu_ms: int
-    energy_mj: int
-
-
-@dataclass(frozen=True, slots=True)
 class Proof:
     """A leaf's path to the root of its epoch, and the values that the leaf is made of."""
 
@@ -163,33 +154,22 @@ def entries(
     limit: int = 100,
 ) -> Page[EntryView]:
     """Entries newest first, of one customer or lease if given; ``before`` is the cursor of the page before."""
-    wanted = select(ENTRY).order_by(ENTRY.c.id.desc())
-    if customer is not None:
-        wanted = wanted.where(ENTRY.c.customer == customer)
-    if lease_id is not None:
-        wanted = wanted.where(ENTRY.c.lease_id == lease_id)
-    if before is not None:
-        wanted = wanted.where(ENTRY.c.id < before)
-    rows, cursor = _page(session, wanted, limit, lambda row: row.id)
-    postings = _postings(session, [row.id for row in rows])
-    return Page(tuple(_entry_view(row, postings.get(row.id, [])) for row in rows), cursor)
+    given = {"customer": customer, "lease_id": lease_id, "before": before}
+    asked = {name: value for name, value in given.items() if value is not None}
+    rows, cursor = _page(session, _entries_by(*asked), asked, limit)
+    return Page(_entry_views(session, rows), cursor)
 
 
 def epochs(session: Session, *, before: int | None = None, limit: int = 100) -> Page[EpochView]:
     """Closed epochs, newest first."""
-    wanted = select(EPOCH).order_by(EPOCH.c.n.desc())
-    if before is not None:
-        wanted = wanted.where(EPOCH.c.n < before)
-    rows, cursor = _page(session, wanted, limit, lambda row: row.n)
+    rows, cursor = _page(session, _epochs_before(), {"before": 2**62 if before is None else before}, limit)
     return Page(tuple(EpochView(*row) for row in rows), cursor)
 
 
 def entries_since(session: Session, after: int, *, customer: str, limit: int = 100) -> list[EntryView]:
     """A customer's entries behind a number, oldest first."""
     wanted = select(ENTRY).where(ENTRY.c.customer == customer, ENTRY.c.id > after).order_by(ENTRY.c.id)
-    rows = session.execute(wanted.limit(limit)).all()
-    postings = _postings(session, [row.id for row in rows])
-    return [_entry_view(row, postings.get(row.id, [])) for row in rows]
+    return list(_entry_views(session, session.execute(wanted.limit(limit)).all()))
 
 
 def epochs_since(session: Session, after: int, *, limit: int = 100) -> list[EpochView]:
@@ -233,59 +213,36 @@ def gpus(session: Session, *, after: str = "", limit: int = 100) -> list[str]:
 
 def gpu(session: Session, gpu_id: str) -> GpuView | None:
     """One GPU; none when it was never used."""
-    meter = session.execute(
-        select(METER.c.model, METER.c.operator, METER.c.simulated, METER.c.price_dc_per_gpu_hour)
-        .where(METER.c.gpu_id == gpu_id)
-        .order_by(METER.c.id.desc())
-        .limit(1)
-    ).one_or_none()
+    meter = session.execute(_newest_meter(), {"gpu": gpu_id}).one_or_none()
     if meter is None:
         return None
-    used = session.execute(_gpu_sums(), {"gpu": gpu_id}).one()
-    earned = _sum_rewards(session, REWARD.c.gpu_id == gpu_id)
-    values: list[Any] = [gpu_id, *meter, *(int(value) for value in used), earned.dc, earned.wei]
+    used, rewarded = totals.life(session, gpu_id), totals.rewarded(session, gpu_id)
+    wei = sum(session.execute(_earned_of_gpu(), {"gpu": gpu_id}).scalars())
+    sums: Sequence[int] = (0,) * 7 if used is None else used[1:-1]
+    values: list[Any] = [gpu_id, *meter, *sums, 0 if rewarded is None else rewarded.dc, wei]
     return GpuView(*values)
 
 
 def gpu_cash_flow(session: Session, gpu_id: str, *, before: int | None = None, limit: int = 100) -> Page[CashFlow]:
     """A GPU's rewards by epoch, newest first; they stay with the GPU whoever holds it. Pages never cut an epoch."""
-    return _cash_flow(session, REWARD.c.gpu_id == gpu_id, before, limit)
+    return _cash_flow(session, "gpu_id", gpu_id, before, limit)
 
 
 def cash_flow(
     session: Session, party: Party, name: str, *, before: int | None = None, limit: int = 100
 ) -> Page[CashFlow]:
     """Rewards of a pool, operator or holder by epoch, newest first. Pages never cut an epoch."""
-    return _cash_flow(session, whose(party, name), before, limit)
+    return _cash_flow(session, party.value, _name_of(party, name), before, limit)
 
 
 def earnings(session: Session, party: Party, name: str) -> Earnings:
     """What a pool, operator or holder earned in all closed epochs."""
-    return _sum_rewards(session, whose(party, name))
-
-
-def whose(party: Party, name: str) -> Any:
-    """The condition on rewards that they are this party's; a pool's in whatever epoch it stood."""
-    column = REWARD.c[party.value]
-    if party is Party.POOL:
-        return or_(column == name, column.startswith(as_of(name, 0)[:-1], autoescape=True))
-    return column == (name.lower() if party is Party.HOLDER else name)
-
-
-def run_bill(session: Session, run_id: str) -> RunBill:
-    """Standing usage charged for a run."""
-    row = session.execute(
-        select(_sum(USAGE.c.gpu_ms), _sum(USAGE.c.dc), _sum(USAGE.c.utilised_gpu_ms), _sum(USAGE.c.energy_mj)).where(
-            USAGE.c.run_id == run_id, standing()
-        )
-    ).one()
-    return RunBill(*(int(value) for value in row))
+    return _sum_rewards(session, party.value, _name_of(party, name))
 
 
 def pending_dc(session: Session) -> int:
     """Charged and not final yet, over all GPUs."""
-    through = select(func.coalesce(func.max(FINALITY.c.through_ms), 0)).scalar_subquery()
-    return int(session.execute(select(_sum(USAGE.c.dc)).where(USAGE.c.accepted_ms >= through, standing())).scalar_one())
+    return int(session.execute(_pending_balances()).scalar_one())
 
 
 def payout_proof(session: Session, n: int, gpu_id: str, holder: str) -> Proof | None:
@@ -312,108 +269,151 @@ def _prove(n: int, leaves: list[bytes], values: Sequence[tuple[Any, ...]], key: 
     return Proof(n, leaves[index], index, tuple(proof_in(tree, index)), tree[-1][0], values[index])
 
 
-def _page(
-    session: Session, wanted: Select, limit: int, cursor_of: Callable[[Row], int]
-) -> tuple[Sequence[Row], int | None]:
+def _page(session: Session, wanted: Select, values: dict[str, Any], limit: int) -> tuple[Sequence[Row], int | None]:
+    """The first rows of a statement that takes ``size``, and the first column of the last one when more follow."""
     size = max(1, min(limit, MAX_LIMIT))
-    rows = session.execute(wanted.limit(size + 1)).all()
-    return rows[:size], cursor_of(rows[size - 1]) if len(rows) > size else None
-
-
-def _entry_view(row: Row, postings: Sequence[Posting]) -> EntryView:
-    return EntryView(
-        row.id, row.source_id, row.kind, row.at_ms, row.lease_id, row.customer, row.reverses_id, tuple(postings)
-    )
-
-
-def _postings(session: Session, entry_ids: Sequence[int]) -> dict[int, list[Posting]]:
-    found: dict[int, list[Posting]] = {}
-    for asset in (Asset.DC, Asset.BCT):
-        for entry_id, kind, owner, sub, amount in session.execute(_postings_of(asset), {"entries": list(entry_ids)}):
-            found.setdefault(entry_id, []).append(Posting(Account(AccountKind(kind), owner, sub), amount))
-    return found
+    rows = session.execute(wanted, {**values, "size": size + 1}).all()
+    return rows[:size], rows[size - 1][0] if len(rows) > size else None
 
 
 @cache
-def _postings_of(asset: Asset) -> Select[Any, Any, Any, Any, Any]:
+def _entries_by(*given: str) -> Select:
+    """Entries newest first, where the columns given are what they must be; built once, which costs more than asking."""
+    wanted = select(ENTRY).order_by(ENTRY.c.id.desc()).limit(bindparam("size"))
+    for name in given:
+        wanted = wanted.where(ENTRY.c.id < bindparam(name) if name == "before" else ENTRY.c[name] == bindparam(name))
+    return wanted
+
+
+@cache
+def _epochs_before() -> Select:
+    return select(EPOCH).where(EPOCH.c.n < bindparam("before")).order_by(EPOCH.c.n.desc()).limit(bindparam("size"))
+
+
+def _entry_views(session: Session, rows: Sequence[Row]) -> tuple[EntryView, ...]:
+    found: dict[int, list[Posting]] = {row[0]: [] for row in rows}
+    of: dict[tuple[str, str, str], Account] = {}
+    moved = frozenset[Asset]().union(*(_assets_of(row[2]) for row in rows))
+    for asset in sorted(moved):
+        for entry_id, kind, owner, sub, amount in session.execute(_postings_of(asset), {"entries": list(found)}):
+            account = of.get((kind, owner, sub))
+            if account is None:
+                account = of[kind, owner, sub] = Account(AccountKind(kind), owner, sub)
+            found[entry_id].append(Posting(account, amount))
+    columns: Sequence[Any] = rows
+    return tuple(EntryView(*row, tuple(found[row[0]])) for row in columns)
+
+
+@cache
+def _assets_of(kind: str) -> frozenset[Asset]:
+    """What an entry of this kind can move."""
+    flow = FLOWS[EntryKind(kind)]
+    return frozenset(asset_of(account) for account in flow.out_of | flow.into)
+
+
+@cache
+def _postings_of(asset: Asset) -> Select:
     table = POSTINGS[asset]
     return (
         select(table.c.entry_id, ACCOUNT.c.kind, ACCOUNT.c.owner, ACCOUNT.c.sub, table.c.amount)
         .join(ACCOUNT, ACCOUNT.c.id == table.c.account_id)
-        .where(table.c.entry_id.in_(bindparam("entries", expanding=True)))
+        .where(among_given(table.c.entry_id, "entries"))
         .order_by(table.c.entry_id, table.c.line)
     )
 
 
 @cache
-def _gpu_sums() -> Select[Any, Any, Any, Any, Any, Any, Any]:
-    """All standing usage of one GPU."""
+def _pending_balances() -> Select:
+    """The sum of what stands in all accounts of pending usage."""
+    return _balances(Asset.DC, _sum).where(IS_PENDING)
+
+
+@cache
+def _earned_of_gpu() -> Select:
+    """What holders of a GPU were ever paid for it: what they can claim and what they have claimed."""
+    paid = ACCOUNT.c.kind.in_([AccountKind.PAYABLE.value, AccountKind.CLAIMED.value])
+    return _balances(Asset.BCT, lambda balance: balance).where(ACCOUNT.c.owner == bindparam("gpu"), paid)
+
+
+def _balances(asset: Asset, shown: Callable[[Any], Any]) -> Select:
+    """Of the last postings of accounts."""
+    posting = POSTINGS[asset]
+    other = posting.alias()
+    last = select(func.max(other.c.nth)).where(other.c.account_id == ACCOUNT.c.id).correlate(ACCOUNT).scalar_subquery()
     return (
-        select(
-            _sum(USAGE.c.gpu_ms),
-            _sum(USAGE.c.gpu_ms * METER.c.share_milli),
-            _sum(USAGE.c.dc),
-            _sum(USAGE.c.utilised_gpu_ms),
-            _sum(USAGE.c.energy_mj),
-            func.coalesce(func.min(USAGE.c.at_ms), 0),
-            func.coalesce(func.max(USAGE.c.at_ms), 0),
-        )
-        .join(METER, METER.c.id == USAGE.c.meter_id)
-        .where(METER.c.gpu_id == bindparam("gpu"), standing())
+        select(shown(posting.c.balance))
+        .select_from(ACCOUNT)
+        .join(posting, (posting.c.account_id == ACCOUNT.c.id) & (posting.c.nth == last))
     )
 
 
-def _cash_flow(session: Session, whose: Any, before: int | None, limit: int) -> Page[CashFlow]:
+@cache
+def _newest_meter() -> Select:
+    return (
+        select(METER.c.model, METER.c.operator, METER.c.simulated, METER.c.price_dc_per_gpu_hour)
+        .where(METER.c.gpu_id == bindparam("gpu"))
+        .order_by(METER.c.id.desc())
+        .limit(1)
+    )
+
+
+def _cash_flow(session: Session, by: str, name: str, before: int | None, limit: int) -> Page[CashFlow]:
     """The rows of the newest epochs that hold at least ``limit`` rows together."""
     size = max(1, min(limit, MAX_LIMIT))
-    counts = (
-        select(REWARD.c.epoch, func.count().label("rows"))
-        .where(whose, REWARD.c.epoch < (2**62 if before is None else before))
-        .group_by(REWARD.c.epoch)
-        .order_by(REWARD.c.epoch.desc())
-        .limit(size + 1)
+    asked = {"name": name, "before": 2**62 if before is None else before}
+    rows = [CashFlow(*row) for row in session.execute(_rewards_upto(by), {**asked, "skipped": size - 1})]
+    if len(rows) < size:
+        return Page(tuple(rows), None)
+    older = session.execute(_older_reward(by), {"name": name, "before": rows[-1].epoch}).first()
+    return Page(tuple(rows), None if older is None else rows[-1].epoch)
+
+
+@cache
+def _rewards_upto(by: str) -> Select:
+    """Whole epochs down to that of the row behind ``skipped`` others: no more is read, however many there are."""
+    ours = (_whose(by), REWARD.c.epoch < bindparam("before"))
+    last = select(REWARD.c.epoch).where(*ours).order_by(REWARD.c.epoch.desc()).limit(1).offset(bindparam("skipped"))
+    names = ("gpu_id", "holder", "pool", "operator", "gpu_ms", "dc", "wei")
+    return (
+        select(REWARD.c.epoch, EPOCH.c.start_ms, EPOCH.c.end_ms, *(REWARD.c[name] for name in names))
+        .join(EPOCH, EPOCH.c.n == REWARD.c.epoch)
+        .where(*ours, REWARD.c.epoch >= func.coalesce(last.scalar_subquery(), 0))
+        .order_by(REWARD.c.epoch.desc(), REWARD.c.gpu_id, REWARD.c.holder, REWARD.c.pool)
     )
-    chosen, rows = _whole_epochs(session.execute(counts).all(), size), list[CashFlow]()
-    if chosen.epochs:
-        names = ("gpu_id", "holder", "pool", "operator", "gpu_ms", "dc", "wei")
-        found = session.execute(
-            select(REWARD.c.epoch, EPOCH.c.start_ms, EPOCH.c.end_ms, *(REWARD.c[name] for name in names))
-            .join(EPOCH, EPOCH.c.n == REWARD.c.epoch)
-            .where(whose, REWARD.c.epoch.in_(chosen.epochs))
-            .order_by(REWARD.c.epoch.desc(), REWARD.c.gpu_id, REWARD.c.holder, REWARD.c.pool)
-        )
-        rows = [CashFlow(*row) for row in found]
-    return Page(tuple(rows), chosen.next_cursor)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    epochs: tuple[int, ...]
-    next_cursor: int | None
+@cache
+def _older_reward(by: str) -> Select:
+    return select(REWARD.c.epoch).where(_whose(by), REWARD.c.epoch < bindparam("before")).limit(1)
 
 
-def _whole_epochs(counts: Sequence[Row], size: int) -> _Chosen:
-    chosen: list[int] = []
-    total = 0
-    for number, rows in counts:
-        if total >= size:
-            return _Chosen(tuple(chosen), chosen[-1])
-        chosen.append(number)
-        total += rows
-    return _Chosen(tuple(chosen), None)
+def _sum_rewards(session: Session, by: str, name: str) -> Earnings:
+    sums, weis = _reward_sums(by)
+    gpus_, epochs_, gpu_ms, dc = session.execute(sums, {"name": name}).one()
+    return Earnings(gpus_, epochs_, int(gpu_ms), int(dc), sum(session.execute(weis, {"name": name}).scalars()))
 
 
-def _sum_rewards(session: Session, whose: Any) -> Earnings:
-    gpus_, epochs_, gpu_ms, dc = session.execute(
-        select(
-            func.count(REWARD.c.gpu_id.distinct()),
-            func.count(REWARD.c.epoch.distinct()),
-            _sum(REWARD.c.gpu_ms),
-            _sum(REWARD.c.dc),
-        ).where(whose)
-    ).one()
-    wei = sum(session.execute(select(REWARD.c.wei).where(whose)).scalars())
-    return Earnings(gpus_, epochs_, int(gpu_ms), int(dc), wei)
+@cache
+def _reward_sums(by: str) -> tuple[Select, Select]:
+    """All but the wei, which SQLite cannot add, and the wei one by one."""
+    counts = (func.count(REWARD.c.gpu_id.distinct()), func.count(REWARD.c.epoch.distinct()))
+    return (
+        select(*counts, _sum(REWARD.c.gpu_ms), _sum(REWARD.c.dc)).where(_whose(by)),
+        select(REWARD.c.wei).where(_whose(by)),
+    )
+
+
+def _whose(by: str) -> Any:
+    """The condition on rewards that they are ``name``'s; a pool's in whatever epoch it stood."""
+    column, name = REWARD.c[by], bindparam("name", type_=String())
+    if by != Party.POOL:
+        return column == name
+    stood = as_of("", 0)[:-1]
+    return or_(column == name, func.substr(column, 1, func.length(name) + len(stood)) == name + stood)
+
+
+def _name_of(party: Party, name: str) -> str:
+    return name.lower() if party is Party.HOLDER else name
 
 
 def _sum(column: Any) -> Any:

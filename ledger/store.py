@@ -8,14 +8,14 @@ and answers the same. A session that raised a `LedgerError` has booked nothing o
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import RowMapping, func, select, update
+from sqlalchemy import RowMapping, and_, func, select, update
 from sqlmodel import Session
 
 from fabric.wire.clock import Clock
 from ledger import accounts, booking
 from ledger.accounts import AccountKind, Asset
 from ledger.allocate import EpochAllocation
-from ledger.book import ACCOUNT, ENTRY, POSTINGS, Book, Tails
+from ledger.book import ACCOUNT, ENTRY, NO_CHARGE, POSTINGS, Book, Tails
 from ledger.booking import Charge, MeterState, Undo
 from ledger.bulk import among
 from ledger.closing import Closing, EpochTerms
@@ -277,7 +277,7 @@ class Ledger:
         total = self._session.execute(
             select(func.coalesce(func.sum(posting.c.amount), 0))
             .select_from(HOLD)
-            .join(ENTRY, (ENTRY.c.lease_id == HOLD.c.lease_id) & ENTRY.c.kind.in_(kinds))
+            .join(ENTRY, and_(ENTRY.c.lease_id == HOLD.c.lease_id, NO_CHARGE, ENTRY.c.kind.in_(kinds)))
             .join(posting, posting.c.entry_id == ENTRY.c.id)
             .join(ACCOUNT, (ACCOUNT.c.id == posting.c.account_id) & (ACCOUNT.c.kind == AccountKind.HELD.value))
             .where(HOLD.c.run_id == run_id)

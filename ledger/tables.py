@@ -62,11 +62,18 @@ def _big(**options: Any) -> Any:
     return Field(sa_type=BigInteger, **options)
 
 
+PENDING = "kind = 'usage_pending'"
+"""Of which accounts there is an index of its own: one for each GPU, among those of every lease."""
+
+
 class AccountRow(SQLModel, table=True):
     """An account that has been used; never changes."""
 
     __tablename__ = _named("ledger_account")
-    __table_args__ = (Index("ledger_account_owner", "owner", "kind"),)
+    __table_args__ = (
+        Index("ledger_account_owner", "owner", "kind"),
+        Index("ledger_account_pending", "kind", sqlite_where=text(PENDING), postgresql_where=text(PENDING)),
+    )
 
     id: int | None = _key()
     name: str = Field(unique=True)
@@ -75,10 +82,15 @@ class AccountRow(SQLModel, table=True):
     sub: str
 
 
+NO_CHARGE = "kind <> 'charge'"
+"""Of which entries there is an index of its own: a lease has many charges and few others."""
+
+
 class EntryRow(SQLModel, table=True):
     __tablename__ = _named("ledger_entry")
     __table_args__ = (
-        Index("ledger_entry_lease", "lease_id", "kind"),
+        Index("ledger_entry_of_lease", "lease_id", "id"),
+        Index("ledger_entry_no_charge", "lease_id", sqlite_where=text(NO_CHARGE), postgresql_where=text(NO_CHARGE)),
         Index("ledger_entry_customer", "customer", "id"),
     )
 
@@ -152,7 +164,7 @@ class MeterRow(SQLModel, table=True):
     __tablename__ = _named("ledger_meter")
     __table_args__ = (
         UniqueConstraint("lease_id", "generation", "gpu_id"),
-        Index("ledger_meter_gpu", "gpu_id"),
+        Index("ledger_meter_of_gpu", "gpu_id", "id"),
     )
 
     id: int | None = _key()
@@ -173,8 +185,8 @@ class UsageRow(SQLModel, table=True):
     __tablename__ = _named("ledger_usage")
     __table_args__ = (
         Index("ledger_usage_meter", "meter_id", "entry_id"),
+        Index("ledger_usage_meter_accepted", "meter_id", "accepted_ms"),
         Index("ledger_usage_accepted", "accepted_ms"),
-        Index("ledger_usage_run", "run_id"),
     )
 
     entry_id: int = _big(primary_key=True, foreign_key="ledger_entry.id")
@@ -200,10 +212,30 @@ class FinalityRow(SQLModel, table=True):
     """Usage accepted before ``through_ms`` (and not before the row above) is final, in ``epoch``."""
 
     __tablename__ = _named("ledger_finality")
-    __table_args__ = (Index("ledger_finality_epoch", "epoch"),)
+    __table_args__ = (Index("ledger_finality_of_epoch", "epoch", "through_ms"),)
 
     through_ms: int = _big(primary_key=True)
     epoch: int = _big()
+
+
+class GpuTotalRow(SQLModel, table=True):
+    """All usage of a GPU that is final with the step of finality ``through_ms``, which made some of it final.
+
+    Usage accepted later is of meters from ``meter_id`` on: those before it belong to leases that had ended.
+    """
+
+    __tablename__ = _named("ledger_gpu_total")
+
+    gpu_id: str = Field(primary_key=True)
+    through_ms: int = _big(primary_key=True)
+    gpu_ms: int = _big()
+    share_milli_ms: int = _big()
+    dc: int = _big()
+    utilised_gpu_ms: int = _big()
+    energy_mj: int = _big()
+    first_ms: int = _big()
+    last_ms: int = _big()
+    meter_id: int = _big()
 
 
 class EpochRow(SQLModel, table=True):
@@ -348,6 +380,7 @@ APPEND_ONLY: tuple[type[SQLModel], ...] = (
     MeterRow,
     UsageRow,
     FinalityRow,
+    GpuTotalRow,
     EpochRow,
     EpochUsageRow,
     RewardRow,

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import case, func, select
 from sqlmodel import Session
 
-from ledger import accounts
+from ledger import accounts, totals
 from ledger.accounts import AccountKind, Asset
 from ledger.audit import Check, Finding
 from ledger.book import ACCOUNT, ENTRY, POSTINGS, Book
@@ -16,6 +16,7 @@ from ledger.meters import METER, USAGE, standing
 from ledger.pricing import PricedShare, charge_due_up
 from ledger.sealer import LATE_COMMIT_MS
 from ledger.tables import HoldRow, table_of
+from ledger.totals import GpuTotal
 
 DC = POSTINGS[Asset.DC]
 HOLD = table_of(HoldRow)
@@ -153,8 +154,27 @@ def pending_is_not_final(session: Session) -> Iterator[Finding]:
             yield Finding("ledger_usage", account.owner, message)
 
 
+def totals_are_sums(session: Session) -> Iterator[Finding]:
+    """Each GPU's total is the one before and the standing usage that the step between them made final."""
+    before: dict[str, GpuTotal] = {}
+    start = 0
+    for through_ms in session.execute(select(FINALITY.c.through_ms).order_by(FINALITY.c.through_ms)).scalars().all():
+        added = totals.sums(session, start, through_ms)
+        expected = {one.gpu_id: one for one in totals.totals(session, through_ms, added, before)}
+        kept = totals.kept(session, through_ms)
+        for gpu_id in sorted(expected.keys() | kept.keys()):
+            if expected.get(gpu_id) != kept.get(gpu_id):
+                message = "it is not the total before and the usage of its step"
+                yield Finding("ledger_gpu_total", f"{gpu_id}/{through_ms}", message)
+        before |= expected
+        start = through_ms
+    for gpu_id, through_ms in totals.without_step(session):
+        yield Finding("ledger_gpu_total", f"{gpu_id}/{through_ms}", "there is no such step of finality")
+
+
 CHECKS = [
     Check("finality is booked", 12, finality_is_booked),
+    Check("totals of GPUs are sums", 25, totals_are_sums),
     Check("pending usage is what is not final", 12, pending_is_not_final),
     Check("charges follow their meters", 7, charges_follow_meters),
     Check("charges move their DC", 7, charges_move_their_dc),

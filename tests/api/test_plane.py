@@ -13,6 +13,10 @@ from api.settings import Settings
 from api.tables import api_tables
 from fabric.wire.clock import ManualClock
 from fabric.wire.keys import KNOWN_KEYS
+from ledger.leaves import gpu_id_hex
+from ledger.settings import LedgerSettings
+from ledger.store import Ledger
+from ledger.usage import Usage
 
 
 def create(tmp_path, **settings):
@@ -32,6 +36,72 @@ def test_an_empty_database_gets_every_table_and_a_second_start_changes_nothing(t
     with database.read() as session:
         assert session.connection().exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar() == before
     database.close()
+
+
+def test_a_database_of_an_earlier_schema_becomes_as_a_new_one_with_the_totals_of_its_usage(tmp_path):
+    database = Database(f"sqlite:///{tmp_path}/x.db")
+    migrate(database)
+    used_for_hours(database)
+    new = schema_and_totals(database)
+    with database.write() as session:
+        for statement in (
+            "DROP TABLE ledger_gpu_total",
+            "DROP INDEX ledger_account_pending",
+            "DROP INDEX ledger_entry_of_lease",
+            "DROP INDEX ledger_entry_no_charge",
+            "DROP INDEX ledger_meter_of_gpu",
+            "DROP INDEX ledger_usage_meter_accepted",
+            "DROP INDEX ledger_finality_of_epoch",
+            "CREATE INDEX ledger_entry_lease ON ledger_entry (lease_id, kind)",
+            "CREATE INDEX ledger_meter_gpu ON ledger_meter (gpu_id)",
+            "CREATE INDEX ledger_usage_run ON ledger_usage (run_id)",
+            "CREATE INDEX ledger_finality_epoch ON ledger_finality (epoch)",
+            "UPDATE alembic_version SET version_num = 'untold'",
+        ):
+            session.connection().exec_driver_sql(statement)
+    migrate(database)
+    assert schema_and_totals(database) == new
+    database.close()
+
+
+def used_for_hours(database):
+    clock = ManualClock()
+    with database.write() as session:
+        ledger = Ledger(session, clock, LedgerSettings(genesis_ms=clock.now_ms()))
+        ledger.credit_test("alice", 1_000_000, "test")
+        ledger.hold("lease-1", "run-1", "alice", 500_000, "hold")
+        for seq in range(1, 4):
+            clock.advance(3_600_000)
+            ledger.charge("lease-1", usage(seq, clock.now_ms()))
+            ledger.finalise_usage()
+
+
+def usage(seq, at_ms):
+    return Usage(
+        lease_id="lease-1",
+        generation=1,
+        seq=seq,
+        run_id="run-1",
+        customer="alice",
+        gpu_id=gpu_id_hex("GPU-1"),
+        operator="op-1",
+        pool="op-1",
+        holder="0x" + "11" * 20,
+        model="H100",
+        share_milli=1000,
+        price_dc_per_gpu_hour=100_000,
+        cumulative_gpu_ms=seq * 3_600_000,
+        at_ms=at_ms,
+    )
+
+
+def schema_and_totals(database):
+    with database.read() as session:
+        raw = session.connection()
+        schema = set(raw.exec_driver_sql("SELECT name, sql FROM sqlite_master"))
+        totals = list(raw.exec_driver_sql("SELECT * FROM ledger_gpu_total ORDER BY through_ms"))
+    assert len(totals) == 2
+    return schema, totals
 
 
 def test_a_newer_schema_is_refused(tmp_path):

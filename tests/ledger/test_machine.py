@@ -249,6 +249,14 @@ class LedgerLife(RuleBasedStateMachine):
         for (gpu_id, holder), dc in self.paid.items():
             flow = queries.gpu_cash_flow(self.session, gpu_id).items
             assert sum(line.dc for line in flow if line.holder == holder) == dc
+        for gpu in {lease.gpu for lease in self.all if self.sent[lease.name]}:
+            leases = [lease for lease in self.all if lease.gpu == gpu]
+            view = queries.gpu(self.session, gpu_id_hex(gpu))
+            assert view is not None
+            used = (sum(lease.cumulative_ms * lease.share for lease in leases), sum(lease.charged for lease in leases))
+            assert (view.share_milli_ms, view.used_dc) == used
+            counted = sum(dc for (gpu_id, _), dc in self.paid.items() if gpu_id == gpu_id_hex(gpu))
+            assert view.rewarded_dc == counted
         report = run_audit(self.session, LEDGER_CHECKS, now_ms=self.clock.now_ms())
         assert report.clean, report
         self.session.close()

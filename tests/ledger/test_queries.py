@@ -1,10 +1,12 @@
 import pytest
 from sqlalchemy import text
 
+from fabric.wire.clock import ManualClock
 from fabric.wire.merkle import verify
 from ledger import queries
 from ledger.leaves import address_bytes, gpu_id_hex, id_bytes, payout_leaf, usage_leaf
 from ledger.queries import Earnings, Party
+from ledger.store import Ledger
 
 GPU, OTHER = gpu_id_hex("GPU-1"), gpu_id_hex("GPU-2")
 HOLDER, NEXT = "0x" + "11" * 20, "0x" + "22" * 20
@@ -122,9 +124,53 @@ def test_epochs_are_paged_newest_first(closed, session):
     assert [epoch.n for epoch in queries.epochs(session, before=1).items] == [0]
 
 
-def test_a_runs_bill_is_its_standing_usage(closed, session):
-    bill = queries.run_bill(session, "run-1")
-    assert (bill.gpu_ms, bill.dc) == (406_000, 22_556)
+def test_what_is_pending_is_charged_and_not_final(closed, session):
     assert queries.pending_dc(session) == 556
     closed.undo("lease-1", 1, GPU, 360_000, "undo")
-    assert queries.run_bill(session, "run-1").dc == 22_000
+    assert queries.pending_dc(session) == 0
+
+
+QUESTIONS = {
+    "a customer's entries": lambda session: queries.entries(session, customer="alice", limit=2),
+    "a lease's entries": lambda session: queries.entries(session, customer="alice", lease_id="lease-1", limit=2),
+    "a GPU": lambda session: queries.gpu(session, GPU),
+    "a GPU's cash flow": lambda session: queries.gpu_cash_flow(session, GPU, limit=2),
+    "an operator's cash flow": lambda session: queries.cash_flow(session, Party.OPERATOR, "op-1", limit=2),
+    "epochs": lambda session: queries.epochs(session, limit=2),
+    "what is pending": queries.pending_dc,
+    "a balance": lambda session: Ledger(session, ManualClock()).balance("alice"),
+    "what a run has taken of its budget": lambda session: Ledger(session, ManualClock()).committed_dc("run-1"),
+}
+
+
+def test_no_question_takes_more_work_the_longer_the_history_is(funded, session, use, clock):
+    """Work is what SQLite does for it, in steps of its virtual machine."""
+    live(funded, use, clock, epochs=range(5))
+    before = {name: steps(session, ask) for name, ask in QUESTIONS.items()}
+    live(funded, use, clock, epochs=range(5, 40))
+    after = {name: steps(session, ask) for name, ask in QUESTIONS.items()}
+    assert {name: (before[name], n) for name, n in after.items() if n > 1.2 * before[name]} == {}
+
+
+def live(ledger, use, clock, epochs):
+    """In each epoch a lease goes on, and on another GPU one comes and goes."""
+    for epoch in epochs:
+        lease = f"short-{epoch}"
+        ledger.hold(lease, lease, "alice", 1000, f"hold/{lease}")
+        for seq in range(10 * epoch, 10 * epoch + 10):
+            clock.advance(60_000)
+            short = use(seq, 1000 * (seq % 10), lease_id=lease, run_id=lease)
+            ledger.charge_many([use(seq, 1000 * seq, gpu="GPU-2"), short])
+        ledger.release_hold(lease)
+        clock.advance(HOUR - 600_000)
+        ledger.close_epoch(epoch)
+
+
+def steps(session, ask):
+    ask(session)
+    found = []
+    raw = session.connection().connection.driver_connection
+    raw.set_progress_handler(lambda: found.append(1), 1)
+    ask(session)
+    raw.set_progress_handler(None, 1)
+    return len(found)
