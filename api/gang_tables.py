@@ -16,9 +16,9 @@ class GangMemberRow(SQLModel, table=True):
     """One lease's place in its run's gang.
 
     Attributes:
-        rank: from 0. A lease that replaces a lost one takes its rank.
+        rank: from 0, without a gap among those of a placement. A lease that replaces a lost one takes its rank.
         placement: the newest placement of the run that counts on this lease.
-        stop_attempt: attempts of this rank up to this number must not go on; 0 for none. The agent hears of it.
+        stop_attempt: attempts on this lease up to this number must not go on; 0 for none. The agent hears of it.
     """
 
     __tablename__ = _named("gang_members")

@@ -66,15 +66,20 @@ def sizes(request: RunRequest) -> range:
 
 
 def enrol(session: Session, run: RunRow, leases: Sequence[LeaseRow], placement: int) -> None:
-    """New leases take the ranks that nobody has, lowest first; with those that were kept they make up a placement."""
-    kept = members(session, run.id)
-    taken = {member.rank for member, _ in kept}
-    free = (rank for rank in range(len(taken) + len(leases)) if rank not in taken)
-    rows = [GangMemberRow(lease=one.id, run=run.id, rank=rank, placement=0) for one, rank in zip(leases, free)]  # noqa: B905
-    for row in (*rows, *(member for member, _ in kept)):
+    """Make new leases and those that were kept a placement of its own.
+
+    The ranks go from 0 without a gap: a kept lease keeps its own while there are so many ranks, and the lowest that
+    nobody has go to those that cannot, then to the new ones.
+    """
+    kept = [member for member, _ in members(session, run.id)]
+    run.tasks_total = len(kept) + len(leases)
+    taken = {member.rank for member in kept}
+    free = (rank for rank in range(run.tasks_total) if rank not in taken)
+    for member in kept:
+        member.rank = member.rank if member.rank < run.tasks_total else next(free)
+    for row in (*kept, *(GangMemberRow(lease=one.id, run=run.id, rank=next(free), placement=0) for one in leases)):
         row.placement = placement
         session.add(row)
-    run.tasks_total = len(rows) + len(kept)
     session.add(run)
     session.flush()
 
@@ -143,24 +148,20 @@ def gang_of(session: Session, lease: LeaseRow) -> Gang | None:
 def stops(session: Session, cluster: str) -> list[tuple[tuple[object, ...], link.StopWork]]:
     """What the cluster's agent must stop, each under a key of its own."""
     query = (
-        select(GangMemberRow, LeaseRow)
-        .join(LeaseRow, col(LeaseRow.id) == col(GangMemberRow.lease))
+        select(AttemptRow)
+        .join(GangMemberRow, col(GangMemberRow.lease) == col(AttemptRow.lease))
+        .join(LeaseRow, col(LeaseRow.id) == col(AttemptRow.lease))
         .where(
             col(LeaseRow.cluster) == cluster,
             col(LeaseRow.state) == LeaseState.OPEN.value,
-            col(GangMemberRow.stop_attempt) > 0,
+            col(AttemptRow.run) == col(GangMemberRow.run),
+            col(AttemptRow.attempt) == col(GangMemberRow.stop_attempt),
         )
     )
     return [
         (
-            ("stop", lease.id, member.stop_attempt),
-            link.StopWork(
-                lease=lease.id,
-                generation=lease.generation,
-                run=member.run,
-                task=member.rank,
-                attempt=member.stop_attempt,
-            ),
+            ("stop", row.lease, row.attempt),
+            link.StopWork(lease=row.lease, generation=row.generation, run=row.run, task=row.task, attempt=row.attempt),
         )
-        for member, lease in session.execute(query)
+        for row in session.scalars(query)
     ]

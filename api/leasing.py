@@ -13,7 +13,7 @@ from api.database import say
 from api.decisions import explain
 from api.fleet import node_key
 from api.granting import default_budget_dc, grant
-from api.lifecycle import LeaseEvent
+from api.lifecycle import LeaseEvent, run_opened
 from api.placing import Placing
 from api.plane import Plane
 from api.schemas import RunRequest
@@ -24,7 +24,7 @@ from fabric.placement.fleet import Fleet
 from fabric.placement.place import as_held
 from fabric.wire.errors import BudgetExhausted, InsufficientFunds
 from fabric.wire.ids import new_id
-from fabric.wire.machines import RUN_EDGES, RunState, step
+from fabric.wire.machines import RUN_EDGES, LeaseState, RunState, step
 from fabric.wire.reasons import Reason
 from ledger.chain.stalled import stalled
 
@@ -84,45 +84,64 @@ class Leasing:
         say(self._session, run_topic(run.id))
 
     def lacking(self, run: RunRow, request: RunRequest, fleet: Fleet) -> tuple[RunRequest, frozenset[str]]:
-        """What a run needs beside the leases that it kept, and the nodes that are no help for that."""
-        return self._lacking(run, request, fleet, gangs.members(self._session, run.id) if gangs.is_gang(run) else [])
+        """What a run needs at least beside the leases that it kept, and the nodes that are no help for that."""
+        kept = gangs.members(self._session, run.id) if gangs.is_gang(run) else []
+        least = gangs.sizes(request)[-1] - len(kept)
+        missing = request.model_copy(update={"nodes": least, "nodes_min": 0}) if kept else request
+        return missing, _all_but_beside(fleet, [lease for _, lease in kept])
 
     def give_back(self, run: RunRow) -> None:
         """A gang that cannot be completed soon keeps nothing."""
         if gangs.is_gang(run):
             self._give_back(gangs.members(self._session, run.id))
 
-    def _lacking(
-        self, run: RunRow, request: RunRequest, fleet: Fleet, kept: Sequence[gangs.Member]
-    ) -> tuple[RunRequest, frozenset[str]]:
-        if not kept:
-            return request, frozenset()
-        missing = request.model_copy(update={"nodes": run.tasks_total - len(kept), "nodes_min": 0})
-        return missing, _all_but_beside(fleet, [lease for _, lease in kept])
-
     def _grant_gang(
         self, run: RunRow, request: RunRequest, failed: Sequence[str], fleet: Fleet, clear: frozenset[str]
     ) -> int:
-        """All leases of a gang, or those that it lacks beside the ones it kept."""
-        kept = gangs.members(self._session, run.id)
-        if kept and len(kept) == run.tasks_total:
-            gangs.enrol(self._session, run, (), run.placements + 1)
-            self.started(run)
-            gangs.send_when_complete(self._session, run, self._plane.now_ms())
-            return 1
-        if transitions.count_unopened(self._session, run.customer) >= MAX_UNOPENED:
-            return 0
-        if kept and gangs.has_own_network(self._session, run, [lease for _, lease in kept]):
+        """All leases of a gang, or more beside the ones it kept; those alone where they are enough and none fits."""
+        kept, least = gangs.members(self._session, run.id), gangs.sizes(request)[-1]
+        if not kept and least < request.nodes and transitions.is_closing(self._session, run.id):
+            return 0  # a larger gang may have room in a moment
+        own_network = gangs.has_own_network(self._session, run, [lease for _, lease in kept])
+        if own_network and len(kept) < run.tasks_total:
             self._give_back(kept)  # its members know each other from the grant
             return 0
-        lacking, elsewhere = self._lacking(run, request, fleet, kept)
-        for nodes in gangs.sizes(lacking):
-            part = lacking.model_copy(update={"nodes": nodes})
+        if not own_network and self._grant_more(run, request, kept, failed, fleet, clear):
+            return 1
+        if len(kept) < least:
+            return 0
+        gangs.enrol(self._session, run, (), run.placements + 1)
+        self.started(run)
+        if any(lease.state == LeaseState.OPEN.value for _, lease in kept):
+            transitions.run_step(self._plane, self._session, run, run_opened(RunState(run.state)))
+        gangs.send_when_complete(self._session, run, self._plane.now_ms())
+        return 1
+
+    def _grant_more(
+        self,
+        run: RunRow,
+        request: RunRequest,
+        kept: Sequence[gangs.Member],
+        failed: Sequence[str],
+        fleet: Fleet,
+        clear: frozenset[str],
+    ) -> bool:
+        """As many new leases as fit, up to what the gang may have; a shortage of money counts for the least only."""
+        if transitions.count_unopened(self._session, run.customer) >= MAX_UNOPENED:
+            return False
+        least = gangs.sizes(request)[-1] - len(kept)
+        elsewhere = _all_but_beside(fleet, [lease for _, lease in kept])
+        for nodes in range(request.nodes - len(kept), max(least, 1) - 1, -1):
+            part = request.model_copy(update={"nodes": nodes, "nodes_min": 0})
             placement = self._placing.place(fleet, part, failed, clear | elsewhere)
-            if isinstance(placement, Placement) and self._grant_whole(run, part, placement):
-                self._plane.fleets.take(fleet, as_held(placement, f"{run.id}/gang", safe_ms=self._plane.now_ms()))
-                return 1
-        return 0
+            try:
+                if isinstance(placement, Placement) and self._grant_whole(run, part, placement):
+                    self._plane.fleets.take(fleet, as_held(placement, f"{run.id}/gang", safe_ms=self._plane.now_ms()))
+                    return True
+            except (InsufficientFunds, BudgetExhausted):
+                if nodes == least:
+                    raise
+        return False
 
     def _give_back(self, kept: Sequence[gangs.Member]) -> None:
         for _, lease in kept:

@@ -20,7 +20,7 @@ from fabric.placement.answer import Refusal
 from fabric.placement.fleet import Fleet
 from fabric.placement.queue import AGEING_MS, OVERDUE_MS, Waiting, next_up, overdue
 from fabric.wire.errors import BudgetExhausted, InsufficientFunds
-from fabric.wire.machines import LeaseState, RunState
+from fabric.wire.machines import RunState
 from fabric.wire.reasons import Reason
 from fabric.wire.retry import delay_s
 from ledger.chain.stalled import stalled
@@ -134,7 +134,7 @@ class Queue:
         A gang evicts for the nodes that it lacks; what it kept goes back when nothing can complete it. While leases of
         its own are closing it evicts nobody: they may be all it needs.
         """
-        if not self._may_be_granted(run) or self._is_closing(run):
+        if not self._may_be_granted(run) or transitions.is_closing(self._session, run.id):
             return False
         lacking, elsewhere = self._leasing.lacking(run, request, fleet)
         if not self.evict(run, lacking, fleet, clear | elsewhere):
@@ -146,10 +146,6 @@ class Queue:
         if stalled(self._session, self._plane.now_ms()):
             return False
         return transitions.count_unopened(self._session, run.customer) < MAX_UNOPENED
-
-    def _is_closing(self, run: RunRow) -> bool:
-        active = transitions.leases_of(self._session, run.id, active=True)
-        return any(lease.state == LeaseState.CLOSING.value for lease in active)
 
     def _expire(self, run: RunRow, now_ms: int) -> bool:
         request = RunRequest.model_validate(run.request)

@@ -177,6 +177,11 @@ def leases_of(session: Session, run: str, *, active: bool = False) -> list[Lease
     return list(session.scalars(query.where(col(LeaseRow.state).in_(_ACTIVE)) if active else query))
 
 
+def is_closing(session: Session, run: str) -> bool:
+    """Whether a lease that the run used is about to be free."""
+    return any(lease.state == LeaseState.CLOSING.value for lease in leases_of(session, run, active=True))
+
+
 def live_runs(session: Session, lease: str) -> list[RunRow]:
     """The runs that use a lease and are not over."""
     rows = session.scalars(

@@ -112,17 +112,21 @@ class Works:
         self._node_of = node_of
         self._report = report
         self._environment_of = environment_of
-        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        self._tasks: dict[_Key, tuple[Work, asyncio.Task[None]]] = {}
         self._errands: dict[_Key, _Errand] = {}
 
     def begin(self, work: Work) -> None:
-        """Do it; given twice while it is at work, it is done once. An older attempt of the same task ends first."""
+        """Do it; given twice while it is at work, it is done once. An older attempt of its task or lease ends first."""
         key = (work.run, work.task, work.attempt)
         if key not in self._tasks:
-            older = [task for other, task in self._tasks.items() if other[:2] == key[:2] and other[2] < key[2]]
-            self.stop_work(work.run, work.task, work.attempt - 1)
+            older: list[asyncio.Task[None]] = []
+            for other, task in self._tasks.values():
+                same = other.run == work.run and (other.task == work.task or other.lease == work.lease)
+                if same and other.attempt < work.attempt:
+                    self.stop_work(other.run, other.task, other.attempt)
+                    older.append(task)
             task = asyncio.ensure_future(self._do_after(older, work))
-            self._tasks[key] = task
+            self._tasks[key] = work, task
             task.add_done_callback(lambda _: self._tasks.pop(key, None))
 
     def stop_work(self, run: str, task: int, attempt: int) -> None:
@@ -132,10 +136,11 @@ class Works:
                 errand.stop()
 
     async def stop(self) -> None:
-        for task in self._tasks.values():
+        tasks = [task for _, task in self._tasks.values()]
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _do_after(self, older: list[asyncio.Task[None]], work: Work) -> None:
         if older:

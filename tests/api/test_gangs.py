@@ -170,6 +170,49 @@ def test_a_gang_that_may_be_smaller_takes_as_many_nodes_as_there_are(fabric, age
     assert fabric.run(run)["tasks"]["total"] == 3
 
 
+def test_a_gang_that_may_be_smaller_goes_on_without_a_lost_node_and_grows_again_at_its_next_start(fabric, agent):
+    run = submit(fabric, 5, nodes_min=2, retry={"on": ["interruption", "error"], "max": 3})["id"]
+    grants, _ = start(agent, run, 3)
+    lose(agent, grants[0])
+    stopped = [agent.expect(link.StopWork), agent.expect(link.StopWork)]
+    assert {(stop.lease, stop.task) for stop in stopped} == {(grants[1].lease, 1), (grants[2].lease, 2)}
+    smaller = sorted((agent.expect(link.Work), agent.expect(link.Work)), key=lambda work: work.task)
+    assert [(work.task, work.gang.rank, work.attempt) for work in smaller] == [(0, 0, 2), (1, 1, 2)]
+    assert {work.lease for work in smaller} == {grants[1].lease, grants[2].lease}
+    assert set(smaller[0].gang.nodes) == {grants[1].node, grants[2].node}
+    facts = fabric.run(run)
+    assert (facts["state"], facts["tasks"]["total"]) == ("RUNNING", 2)
+    agent.send(link.Heartbeat(nonce_seq=agent.nonce.seq))
+    end(agent, smaller[1], "crashed", message="signal 9")
+    fabric.tick(2_000)
+    new = agent.expect(link.Grant)
+    assert (new.node, new.gang.rank) == (grants[0].node, 2)
+    agent.open(new)
+    larger = [agent.expect(link.Work) for _ in range(3)]
+    assert {(work.task, work.attempt) for work in larger} == {(0, 3), (1, 3), (2, 3)}
+    for work in larger:
+        end(agent, work)
+    for grant in (*grants[1:], new):
+        agent.receipt(grant, ReceiptKind.CLOSE, 1000)
+    assert fabric.run(run)["state"] == "SUCCEEDED"
+    assert fabric.audit() == []
+
+
+def test_a_gang_below_its_least_size_gives_back_what_it_kept(fabric):
+    agent = Agent(fabric, nodes=pair(count=2))
+    agent.connect()
+    run = submit(fabric, 4, nodes_min=2)["id"]
+    grants, _ = start(agent, run)
+    lose(agent, grants[1])
+    assert agent.expect(link.Release).lease == grants[0].lease
+    assert fabric.run(run)["state"] == "QUEUED"
+
+
+def test_money_for_a_smaller_gang_buys_that(fabric, agent):
+    run = submit(fabric, 3, nodes_min=2, budget_dc=241_000)
+    assert len(run["leases"]) == 2
+
+
 def test_a_gang_is_granted_whole_or_not_at_all(fabric, agent):
     other = fabric.submit(gpu=["H100:2"])["id"]
     run = submit(fabric, 3)

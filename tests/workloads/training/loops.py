@@ -2,11 +2,15 @@
 
 import os
 import signal
+import sys
 import time
 
 
-def digits(session, epochs, hidden=64, sharded=False, kill_at=None):
-    """(final training loss, accuracy, the step that this attempt began at). `kill_at`: (rank, step) of attempt 1."""
+def digits(session, epochs, hidden=64, sharded=False, kill_at=None, wait_at=None):
+    """(final training loss, accuracy, the step that this attempt began at).
+
+    In attempt 1 a rank dies at `kill_at`: (rank, step), or all say "waiting" and stand still at the step `wait_at`.
+    """
     import torch
     from sklearn.datasets import load_digits
 
@@ -27,6 +31,10 @@ def digits(session, epochs, hidden=64, sharded=False, kill_at=None):
         session.report(loss=loss)
         if kill_at == (session.rank, session.steps) and session.attempt == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        if wait_at == session.steps and session.attempt == 1:
+            sys.stdout.write("waiting\n")
+            sys.stdout.flush()
+            time.sleep(300)
     model.eval()
     with torch.no_grad():
         accuracy = (model(x[1437:]).argmax(1) == y[1437:]).float().mean().item()

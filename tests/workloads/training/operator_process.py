@@ -17,16 +17,17 @@ TOKEN = "t" * 32
 
 
 class Nodes:
-    """A cluster whose nodes are all in this process."""
+    """A cluster whose nodes are all in this process; whichever the file `gone` names is not there."""
 
-    def __init__(self, sites):
-        self._sites = sites
+    def __init__(self, sites, gone):
+        self._sites, self._gone = sites, gone
 
     def connect(self):
         pass
 
     def sites(self):
-        return self._sites
+        gone = self._gone.read_text() if self._gone.exists() else ""
+        return [site for site in self._sites if site.node != gone]
 
     def stop(self):
         pass
@@ -46,8 +47,9 @@ async def main(text):
             node = Node(config, SystemClock())
             sites.append((name, node, await node.start()))
         (state / "pids.json").write_text(json.dumps([name for name, _, _ in sites]))
+        cluster = Nodes([Site(name, at) for name, _, at in sites], state / "gone")
         agent = Agent(
-            settings, key=settings.session_key(), cluster=Nodes([Site(name, at) for name, _, at in sites]),
+            settings, key=settings.session_key(), cluster=cluster,
             outbox=Outbox(state / "receipts.db"), node_token=TOKEN, clock=SystemClock(),
         )  # fmt: skip
         await agent.run()

@@ -67,6 +67,18 @@ def test_a_killed_rank_of_one_node_is_named_and_resumed_sharded(town, capsys):
     assert "rank-1 ended by signal 9" in said or "rank 1 of 2 is gone" in said  # whichever process saw it first
 
 
+def test_a_training_of_one_or_two_nodes_goes_on_from_its_checkpoint_without_a_lost_one(town):
+    training = Training(loops.digits, quiet=True, checkpoint_every=0.01, gpu="L4", nodes=(1, 2))
+    run = training.submit(2, kwargs={"wait_at": 15})
+    next(line for line in run.logs(follow=True) if "waiting" in line)
+    facts = town.get(f"/v1/runs/{run.id}")
+    of_rank_0 = next(attempt["lease"] for attempt in facts["attempts"] if attempt["task"] == 0)
+    with town.without(next(lease["node"] for lease in facts["leases"] if lease["id"] == of_rank_0)):
+        trained = training.follow(run)
+    assert (trained.attempts, trained.world_size) == (2, 1)
+    assert 0 < trained.value[2] <= 15
+
+
 def test_a_training_stops_in_good_order_on_its_budget_with_a_checkpoint_and_its_best_record(town):
     trained = Training(loops.endless, budget=0.0016, quiet=True, gpu="L4", ranks_per_node=2).run()
     steps, stored = trained.value
