@@ -95,6 +95,12 @@ class Blobs:
             )
         return row
 
+    def renew(self, session: Session, customer: str, sha256: str) -> None:
+        """Keep it for seven days from now; raises as `find`."""
+        row = self.find(session, customer, sha256)
+        row.expires_ms = self._clock.now_ms() + KEPT_MS
+        session.add(row)
+
     def begin_download(self, customer: str, sha256: str) -> Path:
         """The file of a blob that its customer is about to read; counts in what may be downloaded in a day.
 

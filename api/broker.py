@@ -18,6 +18,7 @@ from api.distances import caller_rtts_ms, wants_near, write_rtts
 from api.errors import Conflict, NotFound
 from api.gangs import check_gang
 from api.granting import join
+from api.inherited import begin_with
 from api.leasing import Leasing
 from api.lifecycle import NEAR_SILENT_MS, NOT_BILLED_BACK, LeaseEvent, RunStep, run_failed, run_finished
 from api.placing import Placing
@@ -75,6 +76,8 @@ class Broker:
         _check(request)
         self._session_of(customer, request.session)
         run = self._new_run(customer, request)
+        if request.checkpoint:
+            begin_with(self._plane, self._session, run, request.checkpoint)
         if request.lease is not None:
             self._register(run, request)
         else:
@@ -272,7 +275,11 @@ class Broker:
             detached=detached,
             request=_stored(request),
             budget_dc=request.budget_dc,
-            own_lease=detached or request.nodes > 1 or request.budget_dc is not None or request.kind in _OWN_LEASES,
+            own_lease=detached
+            or request.nodes > 1
+            or request.budget_dc is not None
+            or bool(request.checkpoint)
+            or request.kind in _OWN_LEASES,
             created_ms=now,
             queued_until_ms=now + request.queue_timeout_ms,
             tasks_total=request.tasks,
@@ -320,7 +327,9 @@ class Broker:
         if lease is None or lease.customer != run.customer or lease.session != run.session:
             raise NotFound(f"this session holds no lease {request.lease.id if request.lease else ''}")
         if run.own_lease:
-            raise InvalidRequest("a run with `budget`, or a detached one, gets a lease of its own; leave out `lease`")
+            raise InvalidRequest(
+                "a run with `budget` or `checkpoint`, or a detached one, gets a lease of its own; leave out `lease`"
+            )
         check_same_surroundings(request, self._session.get_one(RunRow, lease.run).request)
         cap = request.max_price_dc
         if cap is not None and lease.price_dc_per_gpu_hour > cap:
@@ -395,6 +404,8 @@ def _check(request: RunRequest) -> None:
         raise InvalidRequest("`work` belongs to a `submit`; a run's own process sends its tasks itself")
     if request.kind not in ("map", "serve") and request.leases > 1:
         raise InvalidRequest(f"`leases` is {request.leases}; only a map or an endpoint uses several, a gang is `nodes`")
+    if request.checkpoint and request.kind not in ("run", "submit"):
+        raise InvalidRequest(f"a {request.kind} begins with no checkpoint of another run; leave out `checkpoint`")
     check_gang(request)
     check_surroundings(request)
 

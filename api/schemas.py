@@ -125,6 +125,7 @@ class RunRequest(_In):
     env: EnvIn | None = None
     leases: int = Field(default=1, ge=1, le=10_000, description="wanted in parallel; at least one is granted")
     tasks: int = Field(default=1, ge=0, le=10**9)
+    checkpoint: str = Field(default="", max_length=100, description="the run whose newest checkpoints it begins with")
     tags: dict[str, str] = {}
     work: WorkIn | None = None
     lease: LeaseRefIn | None = Field(default=None, description="register on a lease that the session holds")

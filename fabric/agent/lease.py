@@ -268,8 +268,9 @@ class Lease:
 
     def _on_call(self, call: Call) -> None:
         call.at_once = self._functions.at_once(call.digest)
-        again = [(call.run, task.task) for task in call.tasks if task.attempt > 1] if not call.at_once else []
-        if not (again and self._restoring.ask(call, again)):
+        begun_with = channel.CHECKPOINT_OF in call.environment
+        again = [(call.run, task.task) for task in call.tasks if task.attempt > 1 or begun_with]
+        if call.at_once or not (again and self._restoring.ask(call, again)):
             self._begin_call(call)
 
     def on_stored(self, number: int, problem: str) -> None:

@@ -159,8 +159,8 @@ class Works:
         self._report(done)
 
     async def _run(self, work: Work, code: bytes, call: bytes) -> WorkDone:
-        frame, body = _frame_of(work, call)
-        if environment := self._environment_of(work):
+        frame, body, begun_with = _frame_of(work, call)
+        if environment := begun_with | self._environment_of(work):
             frame.append(environment)
         key = (work.run, work.task, work.attempt)
         while True:
@@ -237,8 +237,8 @@ class _Errand:
             self._answer.set_exception(error if isinstance(error, OSError) else ConnectionError("the node hung up"))
 
 
-def _frame_of(work: Work, call: bytes) -> tuple[list[Any], memoryview]:
-    """The call that the blob of a run's arguments holds, as this attempt.
+def _frame_of(work: Work, call: bytes) -> tuple[list[Any], memoryview, dict[str, str]]:
+    """The call that the blob of a run's arguments holds, as this attempt, and the run whose checkpoints it begins with.
 
     Raises:
         FrameError: its customer stored something else there.
@@ -250,7 +250,10 @@ def _frame_of(work: Work, call: bytes) -> tuple[list[Any], memoryview]:
     except (TypeError, IndexError, KeyError) as error:
         raise FrameError(f"the blob of its arguments is not a call: {error}") from None
     parse_call(frame, body)
-    return frame, body
+    begun_with = {
+        name: value for name, value in parse_call(header, body).environment.items() if name == channel.CHECKPOINT_OF
+    }
+    return frame, body, begun_with
 
 
 def _done(work: Work, reason: str, message: str = "", exit_code: int | None = None, result: str = "") -> WorkDone:

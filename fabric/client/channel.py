@@ -104,14 +104,14 @@ class Channel:
         self.waited_s = time.monotonic() - answered
         self._start(self._watch(self._stream))
 
-    def call(self, run: str, packed: Packed, tasks: Sequence[Task], timeout_ms: int) -> None:
+    def call(self, run: str, packed: Packed, tasks: Sequence[Task], timeout_ms: int, checkpoint: str = "") -> None:
         """Send tasks in one frame, the function before them if this connection has not carried it yet."""
         if packed.digest not in self._known:
             self._known.add(packed.digest)
             actor = [packed.at_once] if packed.at_once else []
             self._send([channel.FN, packed.digest, *actor], packed.code)
         listed = [[task.index, task.attempt, task.sizes] for task in tasks]
-        header = [channel.CALL, run, packed.digest, listed, timeout_ms]
+        header = [channel.CALL, run, packed.digest, listed, timeout_ms, *channel.begun_with(checkpoint)]
         self._send(header, *(piece for task in tasks for piece in task.pieces))
 
     def acknowledge(self, run: str, indices: Sequence[int], size: int = 0) -> None:

@@ -18,7 +18,7 @@ from fabric.client.options import RunOptions
 from fabric.client.pace import FRAME_BYTES, Steady
 from fabric.client.pack import Packed
 from fabric.client.route import Route
-from fabric.client.tasks import Ended, Piece, Tasks
+from fabric.client.tasks import Ended, Piece, Task, Tasks
 from fabric.wire import channel as wire
 from fabric.wire.errors import Error, InvalidRequest, ServiceError, run_failed
 from fabric.wire.frames import split
@@ -347,7 +347,10 @@ class Crew:
             taken = self._tasks.take(held.id, room, FRAME_BYTES, self._now())
             if not taken:
                 break
-            held.channel.call(self.run, self._packed, taken, self._options.timeout_ms)
+            self._send(held.channel, taken)
+
+    def _send(self, channel: Channel, tasks: list[Task]) -> None:
+        channel.call(self.run, self._packed, tasks, self._options.timeout_ms, self._options.checkpoint)
 
     def _avoids(self, held: HeldLease) -> bool:
         """Whether tasks wait for another lease rather than go there; an actor's object is where it is to the end."""
@@ -444,7 +447,7 @@ class Crew:
     def _send_again(self, channel: Channel, indices: list[int]) -> None:
         tasks = self._tasks.again(channel.lease, indices)
         if tasks:
-            channel.call(self.run, self._packed, tasks, self._options.timeout_ms)
+            self._send(channel, tasks)
 
     def _wake_at(self, when: float) -> None:
         self._office.loop.loop.call_at(when, self._feed_all)

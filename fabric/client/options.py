@@ -41,6 +41,7 @@ class RunOptions:
 
     Attributes:
         gpu: specs of the GPU grammar, in their canonical spelling.
+        checkpoint: a run whose newest checkpoints this one begins with.
         gpu_any: whether they are a set (cheapest first) rather than an order of preference.
         linger_s: how long the run's lease is kept afterwards.
         returns: a class, or an annotation of classes, that results may be rebuilt into.
@@ -82,6 +83,7 @@ class RunOptions:
     nodes: int = 1
     nodes_min: int = 0
     network: str | tuple[str, ...] = NONE
+    checkpoint: str = ""
     command: str | tuple[str, ...] | None = None
     workdir: str | None = None
     secrets: tuple[Secret, ...] = ()
@@ -122,7 +124,7 @@ class RunOptions:
     @property
     def own_lease(self) -> bool:
         """Whether the run must not share a lease with the runs before and after it."""
-        return self.budget_dc is not None or bool(self.idempotency_key)
+        return self.budget_dc is not None or bool(self.idempotency_key or self.checkpoint)
 
     def _network(self) -> str | list[str]:
         """Ranks of a gang reach each other unless they were given something else."""
@@ -160,6 +162,7 @@ class RunOptions:
             "objective": self.objective,
             "network": self._network(),
             **({"env": self.env.request()} if self.env is not None else {}),
+            **({"checkpoint": self.checkpoint} if self.checkpoint else {}),
             "tags": dict(self.tags),
             "dry_run": self.dry_run,
         }
@@ -465,7 +468,7 @@ _COMMON: dict[str, _Reader] = {
     "trust": _flag,
 }
 _ATTACHED: dict[str, _Reader] = {"linger": _linger}
-_OF_ONE: dict[str, _Reader] = {"nodes": _nodes, "command": _command}
+_OF_ONE: dict[str, _Reader] = {"nodes": _nodes, "command": _command, "checkpoint": _text}
 _OF_MAP: dict[str, _Reader] = {"max_parallel": _max_parallel, "ordered": _flag, "return_exceptions": _flag}
 _OF_ACTOR: dict[str, _Reader] = {"max_concurrency": _integer(1, MAX_AT_ONCE)}
 _READERS = _COMMON | _ATTACHED | _OF_ONE | _OF_MAP | _OF_ACTOR

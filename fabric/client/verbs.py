@@ -33,6 +33,7 @@ def run(
         keywords: where and how to run: gpu, tier, max_price, budget, timeout, retry, … (docs). `near` (a region, a
             gateway's host, or latitude and longitude; default this process) with `max_rtt_ms` or `objective="latency"`:
             how far the gateway may be, or that the nearest is wanted; the few best are measured before the choice.
+            `checkpoint`: a run of this account whose newest checkpoint this one begins with.
             `nodes`: run it on so many nodes of one cluster at once, all or nothing; the value is that of rank 0 (docs).
             `trust=True`: take any value, as a pickle that this process loads; it may run code of the node's operator.
 
@@ -95,6 +96,7 @@ def _start(
     run = new_id("run")
     sizes = [memoryview(piece).nbytes for piece in pieces]
     call = [channel.CALL, run, packed.digest, [[0, 1, sizes]], options.timeout_ms]
+    call += channel.begun_with(options.checkpoint)
     arguments = frames.pack_bytes(call, *pieces)
     work: dict[str, Any] = {"code": packed.digest.hex(), "args": hashlib.sha256(arguments).hexdigest()}
     if options.secrets:

@@ -8,7 +8,8 @@ Customer → node:
              [FN, digest, at_once]                              the same of an actor: so many of its tasks run at once
     call     [CALL, run, digest, [[task, attempt, sizes], …], timeout_ms]
              body: per task the pieces of `sizes`: pickled (args, kwargs), then its out-of-band buffers
-             a sixth field {name: value} is set in the tasks' environment, in a process that ran nothing before
+             a sixth field {name: value} is set in the tasks' environment, in a process that ran nothing before; with
+             `FABRIC_CHECKPOINT` there the tasks begin with their newest checkpoints, as further attempts always do
     ack      [ACK, run, [task, …]]                              results that arrived; the node forgets them
     cancel   [CANCEL, run, [task, …]]                           an empty list: all of the run's tasks
     taken    [TAKEN, run, task, attempt, seq]                   parts up to this one were read; the node forgets them
@@ -66,6 +67,9 @@ CHECKPOINT = "checkpoint"
 CLOSED = "closed"
 PONG = "pong"
 
+CHECKPOINT_OF = "FABRIC_CHECKPOINT"
+"""In a task's environment: the run whose newest checkpoints this one began with."""
+
 STATUS_VALUE = 0
 """The pieces are a value (`codec.encode`)."""
 STATUS_EXCEPTION = 1
@@ -85,3 +89,8 @@ PARTS_AHEAD = 32
 """A streaming task waits when so many of its parts, or `PART_BYTES_AHEAD` of them, were not taken yet."""
 
 PART_BYTES_AHEAD = 4 << 20
+
+
+def begun_with(checkpoint: str) -> list[dict[str, str]]:
+    """The field after the timeout of a CALL whose tasks begin with this run's checkpoints; none for ""."""
+    return [{CHECKPOINT_OF: checkpoint}] if checkpoint else []

@@ -8,6 +8,8 @@ from scripted import OTHER_KEY, Agent, gpu, nodes
 from fabric.wire import link
 from fabric.wire.receipts import ReceiptKind
 
+DAY_MS = 86_400_000
+
 
 @pytest.fixture
 def running(fabric):
@@ -38,6 +40,23 @@ def test_a_checkpoint_comes_back_as_it_was_stored(fabric, running):
     ask(fabric, "PUT", f"{run}/0", headers, json={"manifest": manifest, "pieces": [piece]})
     assert ask(fabric, "GET", f"{run}/0", headers).json() == {"manifest": manifest}
     assert ask(fabric, "GET", f"{run}/0/pieces/{piece}", headers).content == b"weights"
+
+
+def test_a_later_run_of_the_account_begins_with_the_newest_checkpoint_of_an_earlier_one(fabric, running, clock):
+    run, headers = running
+    fabric.submit(gpu=["H100"], checkpoint=run, expect=422)
+    piece, manifest = put_piece(fabric, run, headers, b"weights"), put_piece(fabric, run, headers, b"manifest")
+    ask(fabric, "PUT", f"{run}/0", headers, json={"manifest": manifest, "pieces": [piece]})
+    later = fabric.submit(gpu=["H100"], checkpoint=run)["id"]
+    assert ask(fabric, "GET", f"{later}/0", headers).json() == {"manifest": manifest}
+    assert ask(fabric, "GET", f"{later}/0/pieces/{piece}", headers).content == b"weights"
+    fabric.submit(gpu=["H100"], checkpoint=run, who="bob", expect=404)
+    fabric.submit(gpu=["H100"], checkpoint=run, kind="map", expect=422)
+    clock.advance(6 * DAY_MS)
+    fabric.submit(gpu=["L4"], checkpoint=later, session="ses-new")
+    clock.advance(6 * DAY_MS)
+    for sha256 in (piece, manifest):
+        fabric.client.get(f"/v1/blobs/{sha256}", headers={"Authorization": "Bearer key-alice"}).raise_for_status()
 
 
 def test_a_manifest_of_pieces_that_are_not_there_leaves_the_one_before(fabric, running):

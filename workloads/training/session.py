@@ -51,6 +51,7 @@ class Session:
         self._total: int | None = None
         self._elapsed_before = 0.0
         self._began = began
+        self._begun_with = os.environ.get("FABRIC_CHECKPOINT", "")  # the run whose checkpoint this one began with
         self._saved_at = self._agreed_at = time.monotonic()
         self._agree_step = 1
         self._noticed = False
@@ -98,6 +99,10 @@ class Session:
         self._parts, self._others = (model, optimizer), others
         stored = checkpoint.newest(self._folder) if self.rank == 0 else None
         stored = checkpoint.share(stored, self._group.control)
+        if stored is None and self._begun_with:
+            raise RuntimeError(
+                f"the checkpoint of run {self._begun_with} is not here; it was not begun anew without it"
+            )
         if stored is None:
             torch.manual_seed(self._plan.seed * 1_000_003 + self.rank)
             return False
@@ -106,9 +111,10 @@ class Session:
         for name, other in others.items():
             other.load_state_dict(state["others"][name])
         self.steps, self.epoch, self._offset = state["steps"], state["epoch"], state["offset"]
-        self._elapsed_before = state["seconds"]
-        self.attempt = max(self.attempt, state["attempt"] + 1)  # one node alone is not told of it
-        self.records = list(state["records"])
+        if state["begun_with"] == self._begun_with:  # else it is that other run's own
+            self._elapsed_before = state["seconds"]
+            self.attempt = max(self.attempt, state["attempt"] + 1)  # one node alone is not told of it
+            self.records = list(state["records"])
         self._agree_step = self.steps + 1
         if state["world_size"] == self.world_size:
             checkpoint.set_random_state(stored, self.rank)
@@ -172,6 +178,7 @@ class Session:
                 "steps": self.steps,
                 "epoch": self.epoch,
                 "offset": self._offset,
+                "begun_with": self._begun_with,
                 "seconds": self.elapsed_s,
                 "attempt": self.attempt,
                 "world_size": self.world_size,

@@ -118,6 +118,7 @@ def test_runs_that_differ_only_in_price_or_name_can_share_a_lease():
 def test_a_budget_or_an_idempotency_key_asks_for_a_lease_of_its_own():
     assert read(budget=1).own_lease
     assert read(idempotency_key="k").own_lease
+    assert read(checkpoint="run_1").own_lease
     assert not read(max_price=1).own_lease
 
 

@@ -65,12 +65,17 @@ def endless(session):
     """Ends only because it is stopped; the steps made, and those in the newest checkpoint."""
     import torch
 
-    import fabric
-
     model = session.wrap(torch.nn.Linear(2, 2))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     session.resume(model, optimizer)
     for _ in session.batches(10_000, 1, 1_000_000):
         time.sleep(0.01)
         session.report(loss=1 / session.steps if session.steps else 1.0, tokens=7)
-    return session.steps, [int(stored.name[len("step-") :]) for stored in fabric.checkpoint_dir().iterdir()]
+    return session.steps, stored()
+
+
+def stored():
+    """Steps of the checkpoints that are here."""
+    import fabric
+
+    return [int(folder.name[len("step-") :]) for folder in fabric.checkpoint_dir().iterdir()]

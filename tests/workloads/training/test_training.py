@@ -80,13 +80,20 @@ def test_a_training_of_one_or_two_nodes_goes_on_from_its_checkpoint_without_a_lo
 
 
 def test_a_training_stops_in_good_order_on_its_budget_with_a_checkpoint_and_its_best_record(town):
-    trained = Training(loops.endless, budget=0.0016, quiet=True, gpu="L4", ranks_per_node=2).run()
+    trained = Training(loops.endless, budget=0.002, quiet=True, gpu="L4", ranks_per_node=2).run()
     steps, stored = trained.value
     assert (trained.stopped, trained.world_size, trained.attempts) == ("budget", 2, 1)
     assert stored == [steps], "the first is due after a minute"
     assert steps == trained.metrics[-1]["step"] == trained.best["step"] >= 1
-    assert trained.cost.accrued <= Decimal("0.0016")
+    assert trained.cost.accrued <= Decimal("0.002")
     assert [one["reason"] for one in fabric.attach(trained.run).attempts] == ["done"]
+
+    later = Training(loops.endless, time_limit=1, quiet=True, gpu="L4", checkpoint=trained.run).run()
+    assert (later.stopped, later.world_size, later.attempts) == ("time_limit", 1, 1)
+    assert later.metrics[0]["step"] > steps, "it goes on, on another number of ranks, with a time of its own"
+    assert fabric.run(loops.stored, gpu="L4", checkpoint=trained.run) == [steps], "any run may begin with it"
+    with pytest.raises(fabric.InvalidRequest, match="there is no run run_none"):
+        Training(loops.endless, gpu="L4", checkpoint="run_none").run()
 
 
 def test_a_budget_becomes_the_time_that_it_pays_for_where_the_training_would_be_placed(town):
