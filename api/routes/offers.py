@@ -1,9 +1,11 @@
 """What could be bought now, at what price."""
 
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from sqlmodel import select
 
 from api import fleet as fleets
@@ -41,8 +43,7 @@ def offers(
 ) -> schemas.Offers:
     now = plane.now_ms()
     fleet = plane.fleets.at(session, now, writes=False)
-    wanted = schemas.RunRequest(
-        id="offers",
+    wanted = _wanted(
         session=caller or "offers",
         gpu=gpu or [],
         gpu_any=any,
@@ -71,6 +72,18 @@ def offers(
         for gpu in node.gpus
     )
     return schemas.Offers(offers=[_view(offer, totals, names) for offer in found])
+
+
+def _wanted(**given: Any) -> schemas.RunRequest:
+    """The request of a run that would want this; what a run may not ask, nobody may ask offers for."""
+    try:
+        return schemas.RunRequest(id="offers", **given)
+    except ValidationError as error:
+        asked = {"session": "caller"}
+        wrong = [
+            one | {"loc": ("query", *(asked.get(str(part), part) for part in one["loc"]))} for one in error.errors()
+        ]
+        raise RequestValidationError(wrong) from None
 
 
 def _view(offer: Offer, totals: Counter[tuple[str, str, str, int]], names: dict[str, str]) -> schemas.Offer:

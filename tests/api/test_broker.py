@@ -78,6 +78,14 @@ def test_offers_for_too_many_alternatives_are_refused(fabric, agent):
     assert problem(answer) == "invalid-request"
 
 
+@pytest.mark.parametrize(
+    ("asked", "name"), [("region=" + "x" * 201, "region"), ("max_rtt_ms=1e400", "max_rtt_ms"), ("caller=a:b", "caller")]
+)
+def test_offers_refuse_what_no_run_may_ask(fabric, agent, asked, name):
+    refused = fabric.call("GET", f"/v1/offers?{asked}", expect=422)
+    assert refused["detail"].startswith(name)
+
+
 def test_a_bad_gpu_string_says_which_character(fabric, agent):
     answer = fabric.submit(gpu=["H100:x"], expect=422)
     assert (problem(answer), answer["position"]) == ("invalid-request", 5)
@@ -348,6 +356,19 @@ def test_a_part_that_a_receipt_named_early_waits_for_its_run_and_later_receipts_
     with fabric.plane.database.read() as session:
         assert session.scalars(select(UntoldRunRow)).all() == []
     assert fabric.audit() == []
+
+
+def test_a_part_that_only_the_first_receipt_of_a_batch_named_is_kept(fabric, agent):
+    grant = _opened(fabric, agent)
+    other = new_id("run")
+    agent.beat(3_000)
+    first = agent.signed(grant, TICK, 1_000)
+    second = agent.signed(grant, TICK, 2_000, runs=(RunLine(other, 1_000),), others_ms=1_000)
+    agent.send(link.Receipts(receipts=[first.to_bytes(), second.to_bytes()]))
+    assert agent.expect(link.Ack).seq == 2
+    request = {"id": other, "session": "ses-alice", "lease": {"id": grant.lease, "generation": 1}}
+    fabric.call("POST", "/v1/sessions/ses-alice/runs", {"runs": [{"request": request, "state": "RUNNING"}]})
+    assert [fabric.run(run)["cost"]["gpu_ms"] for run in (grant.run, other)] == [1_000, 1_000]
 
 
 def test_no_word_of_a_customer_makes_used_time_the_operators_loss(fabric, agent):

@@ -9,7 +9,7 @@ from scripted import OTHER_KEY, Agent, done, gpu, nodes
 from sqlmodel import select
 
 from api.metering import Arrived
-from api.tables import EquivocationRow, LeaseRow, TaskRow
+from api.tables import EquivocationRow, LeaseRow, LeaseRunRow, TaskRow
 from fabric import cli
 from fabric.client.runs import RunReceipt
 from fabric.wire import link
@@ -132,6 +132,19 @@ def test_one_operators_nonsense_keeps_nobody_elses_receipts_waiting(fabric, agen
     answers = fabric.app.state.ingest.metering.take(arrived)
     assert [(index, answer.seq) for index, answer in answers] == [(2, 1)]
     assert charged(fabric, run) == 500
+
+
+def test_a_receipt_gives_another_customers_run_no_part_and_no_result(fabric, agent, opened):
+    run, grant = opened
+    theirs = fabric.submit(who="bob", gpu=["H100"])["id"]
+    agent.beat(2_000)
+    agent.receipt(grant, TICK, 2_000, runs=(RunLine(run, 500), RunLine(theirs, 1_500)), tasks=(done(theirs),))
+    with fabric.plane.database.read() as session:
+        assert [row.accepted for row in session.exec(select(TaskRow))] == [False]
+        parts = session.exec(select(LeaseRunRow).where(LeaseRunRow.lease == grant.lease)).all()
+    assert [(part.run, part.gpu_ms) for part in parts] == [(run, 500)]
+    assert (charged(fabric, run), fabric.run(theirs, who="bob")["cost"]["accrued_dc"]) == (200, "0")
+    assert fabric.audit() == []
 
 
 def test_a_receipt_of_another_operators_lease_is_refused(fabric, agent, opened):
