@@ -49,10 +49,10 @@ def run_one(
         except BaseException:
             _cancel(session, crew)
             raise
-    value, answer = end
-    if value:
-        return answer
-    raise answer
+        value, answer = end
+        if not value:
+            raise answer
+    return answer
 
 
 def begin_one(crew: Crew, pieces: Sequence[bytes | memoryview]) -> None:

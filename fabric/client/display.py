@@ -42,8 +42,9 @@ class Display:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        if self._spoken and kind is None:
-            say(f"fabric: {self._name} done in {self._elapsed():.1f} s, about {format_dc(self._cost_dc())}")
+        if self._spoken:
+            ended = "done in" if kind is None else "ended after"
+            say(f"fabric: {self._name} {ended} {self._elapsed():.1f} s, about {format_dc(self._cost_dc())}")
 
     def next(self, events: "queue.SimpleQueue[Event]") -> Event:
         """Wait for the next event; show what it says and what time has passed."""

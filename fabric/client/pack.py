@@ -20,6 +20,7 @@ import cloudpickle
 from fabric.client import arrival
 from fabric.client.fingerprint import Fingerprint, fingerprint
 from fabric.client.modules import imports_of_code, is_findable, own_modules
+from fabric.wire.codec.errors import shown
 from fabric.wire.errors import InvalidRequest
 
 MAX_CODE_BYTES = 64 << 20
@@ -140,7 +141,7 @@ def _refusal(named: Mapping[str, Any], error: Exception) -> InvalidRequest:
     name, part = next(((n, p) for n, p in named.items() if not _picklable(p)), next(iter(named.items())))
     path, culprit = _culprit(part, name)
     what = f"{type(culprit).__module__}.{type(culprit).__qualname__}".removeprefix("builtins.")
-    whose = f"{path}, which {name} refers to," if path != name and not path.startswith(name) else path
+    whose = f"{path}, which {name} refers to," if path != name and not path.startswith(name) else shown(path)
     return InvalidRequest(
         f"{whose} cannot be pickled: it is a {what} ({type(error).__name__}: {error}). "
         "Create it inside the function, or pass what it is made from"

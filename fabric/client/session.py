@@ -19,6 +19,7 @@ from fabric.client.loop import LoopThread
 from fabric.client.office import Office
 from fabric.client.settings import ClientSettings
 from fabric.client.terminal import say
+from fabric.wire import job
 from fabric.wire.errors import Error, InvalidRequest
 from fabric.wire.ids import new_id
 
@@ -117,6 +118,11 @@ def _open(settings: ClientSettings) -> Session:
     session = new_id("ses")
     if settings.url:
         return Session(ControlPlane(settings.url, settings.api_key), session)
+    if job.checkpoint_dir is not None:
+        raise InvalidRequest(
+            "a job of the fabric starts no fabric of its own: call fabric from the process that started the job, or "
+            "give the job an account with secrets=['FABRIC_URL', 'FABRIC_API_KEY'] and a network that reaches it"
+        )
     embedded = local.ensure(session, say)
     return Session(ControlPlane(embedded.url, embedded.api_key, embedded.is_over), session)
 

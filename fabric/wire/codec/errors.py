@@ -4,6 +4,8 @@ NotTransportable  the sender's value has no place in the format: raised on the w
 CodecError        what was received is not what a sender of ours writes: raised before anything is built from it
 """
 
+MAX_SHOWN = 120
+
 
 class NotTransportable(TypeError):
     """A value that the codec does not carry.
@@ -18,7 +20,12 @@ class NotTransportable(TypeError):
         self.path = path
         self.type_name = type_name
         self.hint = hint
-        super().__init__(f"{path}: {type_name} {why}" + (f"; {hint}" if hint else ""))
+        super().__init__(f"{shown(path)}: {type_name} {why}" + (f"; {hint}" if hint else ""))
+
+
+def shown(path: str) -> str:
+    """A path for a person: of one through very many levels both ends."""
+    return path if len(path) <= MAX_SHOWN else f"{path[: MAX_SHOWN // 2]}…{path[-MAX_SHOWN // 2 :]}"
 
 
 class CodecError(ValueError):

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +53,15 @@ def test_the_users_exception_comes_back_with_the_workers_traceback(small_fabric)
         fabric.run(broken)
     assert "Traceback on the worker" in caught.value.__notes__[0]
     assert "broken" in caught.value.__notes__[0]
+
+
+def test_a_run_that_raises_ends_its_display_with_the_error(small_fabric, capsys, monkeypatch):
+    monkeypatch.setattr("fabric.client.display.CALM_S", 0.0)
+    with pytest.raises(ZeroDivisionError):
+        fabric.run(lambda: (time.sleep(0.2), 1 / 0))
+    told = capsys.readouterr().err
+    assert " ended after " in told
+    assert " done in " not in told
 
 
 def test_a_retried_error_gets_a_second_attempt(small_fabric, tmp_path):
@@ -316,6 +326,13 @@ def test_an_unreachable_control_plane_says_so(monkeypatch):
     with pytest.raises(fabric.ServiceError, match="cannot be reached"):
         fabric.offers()
     fabric.init(None)
+
+
+def test_a_job_starts_no_embedded_fabric(monkeypatch):
+    monkeypatch.setattr("fabric.wire.job.checkpoint_dir", Path)
+    monkeypatch.setattr("fabric.local.ensure", None)
+    with pytest.raises(fabric.InvalidRequest, match="a job of the fabric starts no fabric of its own"):
+        fabric.run(lambda: 7)
 
 
 def test_a_mistyped_key_in_the_environment_is_refused(monkeypatch):

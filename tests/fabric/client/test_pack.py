@@ -144,6 +144,11 @@ def test_what_cannot_be_pickled_is_named():
         pack_function(train)
     with pytest.raises(InvalidRequest, match=r"argument 2\[0\] cannot be pickled: it is a _thread.lock"):
         pack_arguments((1, [threading.Lock()]), {})
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(InvalidRequest, match=r"argument 1\[0\]\[0\].*….* cannot be pickled"):
+        pack_arguments([deep], {})
     with pytest.raises(InvalidRequest, match="argument 'guard' cannot be pickled"):
         pack_arguments((), {"guard": threading.Lock()})
 
