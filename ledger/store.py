@@ -270,8 +270,8 @@ class Ledger:
         held = self._book.balance(accounts.held(row["customer"], lease_id))
         return Hold(lease_id, row["run_id"], row["customer"], held, row["closed_ms"])
 
-    def committed_dc(self, run_id: str) -> int:
-        """What is charged and held for all leases of a run: the part of its budget that is taken."""
+    def committed_dc(self, *run_ids: str) -> int:
+        """What is charged and held for all leases of these runs: the part of their budget that is taken."""
         posting = POSTINGS[Asset.DC]
         kinds = [EntryKind.HOLD.value, EntryKind.TOP_UP.value, EntryKind.RELEASE.value]
         total = self._session.execute(
@@ -280,7 +280,7 @@ class Ledger:
             .join(ENTRY, and_(ENTRY.c.lease_id == HOLD.c.lease_id, NO_CHARGE, ENTRY.c.kind.in_(kinds)))
             .join(posting, posting.c.entry_id == ENTRY.c.id)
             .join(ACCOUNT, (ACCOUNT.c.id == posting.c.account_id) & (ACCOUNT.c.kind == AccountKind.HELD.value))
-            .where(HOLD.c.run_id == run_id)
+            .where(HOLD.c.run_id.in_(run_ids))
         ).scalar_one()
         return int(total)
 

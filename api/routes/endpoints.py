@@ -1,5 +1,6 @@
 """Endpoints: made, listed and stopped by their customer; read and reported on by the serving router."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -40,7 +41,7 @@ class EndpointIn(BaseModel):
     at_once: int = Field(ge=1, le=MAX_AT_ONCE)
 
 
-class EndpointOut(BaseModel):
+class _Endpoint(BaseModel):
     """`url` is where it answers; `report` what its router last said."""
 
     id: str
@@ -51,19 +52,24 @@ class EndpointOut(BaseModel):
     min_replicas: int
     max_replicas: int
     budget_dc: schemas.Dc | None
-    spent_dc: schemas.Dc
     runs: list[str]
     report: dict[str, Any]
     created_at_ms: int
     stopped_at_ms: int | None
 
 
+class EndpointOut(_Endpoint):
+    """An endpoint as its customer sees it. `spent_dc` is what its runs were charged and hold."""
+
+    spent_dc: schemas.Dc
+
+
 class EndpointsOut(BaseModel):
     endpoints: list[EndpointOut]
 
 
-class ServedOut(EndpointOut):
-    """An endpoint as its router needs it."""
+class ServedOut(_Endpoint):
+    """An endpoint as its router needs it, every second: without the sum of what it spent."""
 
     customer: str
     request: dict[str, Any]
@@ -140,7 +146,7 @@ def stop(plane: PlaneDep, session: WriteSession, caller: CallerDep, endpoint_id:
 @router.get("/serving/endpoints", dependencies=[RouterDep], summary="For the router: all endpoints that are served")
 def served(plane: PlaneDep, session: ReadSession) -> ServedsOut:
     rows = session.exec(select(EndpointRow).where(col(EndpointRow.state) == ACTIVE))
-    return ServedsOut(endpoints=[_served(plane, session, row) for row in rows])
+    return ServedsOut(endpoints=[_served(plane, row) for row in rows])
 
 
 @router.put("/serving/endpoints/{endpoint_id}", dependencies=[RouterDep], summary="For the router: how it stands")
@@ -157,7 +163,7 @@ def report(plane: PlaneDep, session: WriteSession, endpoint_id: str, said: Repor
     row.report, row.reported_ms = said.report or row.report, plane.now_ms()
     session.add(row)
     _keep_code(plane, session, row)
-    return _served(plane, session, row)
+    return _served(plane, row)
 
 
 def _new(plane: Plane, customer: str, given: EndpointIn) -> EndpointRow:
@@ -198,22 +204,22 @@ def _find(session: Session, customer: str, endpoint_id: str) -> EndpointRow:
     return row
 
 
-def _runs(session: Session, row: EndpointRow) -> list[RunRow]:
-    found = (session.get(RunRow, run) for run in row.runs)
-    return [run for run in found if run is not None and run.customer == row.customer]
+def _runs(session: Session, row: EndpointRow) -> Sequence[RunRow]:
+    return session.exec(select(RunRow).where(col(RunRow.id).in_(row.runs), col(RunRow.customer) == row.customer)).all()
 
 
 def _view(plane: Plane, session: Session, row: EndpointRow) -> EndpointOut:
-    return EndpointOut(**_members(plane, session, row))
+    runs = select(RunRow.id).where(col(RunRow.id).in_(row.runs), col(RunRow.customer) == row.customer)
+    return EndpointOut(**_members(plane, row), spent_dc=plane.ledger(session).committed_dc(*session.exec(runs)))
 
 
-def _served(plane: Plane, session: Session, row: EndpointRow) -> ServedOut:
-    members = _members(plane, session, row)
-    return ServedOut(**members, customer=row.customer, request=row.request, code=row.code, at_once=row.at_once)
+def _served(plane: Plane, row: EndpointRow) -> ServedOut:
+    return ServedOut(
+        **_members(plane, row), customer=row.customer, request=row.request, code=row.code, at_once=row.at_once
+    )
 
 
-def _members(plane: Plane, session: Session, row: EndpointRow) -> dict[str, Any]:
-    ledger = plane.ledger(session)
+def _members(plane: Plane, row: EndpointRow) -> dict[str, Any]:
     return {
         "id": row.id,
         "name": row.name,
@@ -223,7 +229,6 @@ def _members(plane: Plane, session: Session, row: EndpointRow) -> dict[str, Any]
         "min_replicas": row.min_replicas,
         "max_replicas": row.max_replicas,
         "budget_dc": row.budget_dc,
-        "spent_dc": sum(ledger.committed_dc(run.id) for run in _runs(session, row)),
         "runs": row.runs,
         "report": row.report,
         "created_at_ms": row.created_ms,

@@ -230,13 +230,13 @@ class Endpoint:
         Raises:
             BudgetExhausted: nothing is.
         """
-        self.facts = await self._said({})
+        facts = await self._plane.get(f"/v1/endpoints/{self.id}")
         given = {k: v for k, v in self.facts["request"].items() if k not in ("id", "kind", "session", "lease", "work")}
-        if self.facts["budget_dc"] is None:
+        if facts["budget_dc"] is None:
             return given
-        left = int(self.facts["budget_dc"]) - int(self.facts["spent_dc"])
+        left = int(facts["budget_dc"]) - int(facts["spent_dc"])
         if left <= 0:
-            raise BudgetExhausted(f"the endpoint's budget of {self.facts['budget_dc']} DC is used up")
+            raise BudgetExhausted(f"the endpoint's budget of {facts['budget_dc']} DC is used up")
         return {**given, "budget_dc": left}
 
     async def _said(self, report: dict[str, Any], **more: Any) -> dict[str, Any]:

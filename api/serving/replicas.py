@@ -56,8 +56,9 @@ class _Sent:
 
 @dataclass(eq=False)
 class _Seen:
-    """What is known of a replica."""
+    """What is known of a replica. `first_ms` leaves out its first answer, which waited for the object to be made."""
 
+    warm: bool = False
     memory: Memory = field(default_factory=Memory)
     ahead: int = 0
     first_ms: float = 0.0
@@ -103,6 +104,9 @@ class Replicas(Crew):
             return
         sent.answered = True
         seen.ahead -= sent.prompt.tokens
+        if not seen.warm:
+            seen.warm = True
+            return
         took_ms = (self._now() - sent.sent_at) * 1000
         seen.first_ms = took_ms if not seen.first_ms else min(took_ms, seen.first_ms * (1 + WEIGHT))
 

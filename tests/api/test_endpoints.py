@@ -1,9 +1,11 @@
 """Endpoints on the control plane: who may make, see, serve and stop them, and whose money it is."""
 
+import contextlib
 import hashlib
 
 import pytest
 from scripted import Agent
+from sqlalchemy import event
 
 from api import router_tokens
 
@@ -29,6 +31,22 @@ def body(name="ep_1", **more):
 def as_router(fabric, customer=router_tokens.ROUTER):
     secret = router_tokens.load_secret(fabric.plane.settings.state_dir)
     return {"Authorization": f"Bearer {router_tokens.make(secret, customer, fabric.plane.now_ms())}"}
+
+
+@contextlib.contextmanager
+def selects(fabric):
+    """What is read meanwhile."""
+    said = []
+
+    def note(_connection, _cursor, statement, *_):
+        said.extend([statement] if statement.startswith("SELECT") else [])
+
+    engine = fabric.plane.database.reader
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield said
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
 
 
 def test_an_endpoint_is_made_listed_and_stopped_by_its_customer_alone(serving):
@@ -89,6 +107,9 @@ def test_a_run_of_an_endpoint_has_a_budget_its_own_lease_and_ends_with_it(servin
     assert (run["kind"], run["state"]) == ("serve", "STARTING")
     assert int(run["cost"]["budget_dc"]) > 0
     assert int(serving.call("GET", "/v1/endpoints/ep_1")["spent_dc"]) == int(run["cost"]["held_dc"]) > 0
+    with selects(serving) as said:
+        serving.call("GET", "/v1/serving/endpoints", headers=as_router(serving))
+    assert len(said) == 1, "it is asked for each second, with all endpoints and their runs"
     serving.call("POST", "/v1/endpoints/ep_1/stop")
     assert serving.run("run_1")["state"] in ("CANCELLING", "CANCELLED")
     serving.call("PUT", "/v1/serving/endpoints/ep_1", {"run": "run_2"}, headers=as_router(serving), expect=409)
