@@ -11,6 +11,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
 
 from api.serving import openai
 from api.serving.affinity import Prompt, prompt_of
@@ -75,6 +76,7 @@ def create_app(registry: Registry) -> FastAPI:
     app = FastAPI(title="Berkeley Compute serving", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(Error, _answer_refused)
+    app.add_exception_handler(HTTPException, _answer_refused)
     app.add_exception_handler(Exception, _answer_refused)
     routes = _Routes(registry)
     app.add_api_route("/healthz", routes.health, methods=["GET"])
@@ -221,6 +223,8 @@ async def _json(request: Request) -> dict[str, Any]:
             raise Refused(413, f"a request has at most {MAX_BODY_BYTES} bytes", code="too_large")
     try:
         given = json.loads(body)
+        if b"\\ud" in body.lower():
+            json.dumps(given, ensure_ascii=False).encode()  # half a pair of surrogates is no text
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(given, dict):
@@ -236,8 +240,7 @@ async def _written(
         return JSONResponse(await _or_refuse(_unless_gone(request, _whole(endpoint, writer, ask))))
     counted = _counted(endpoint, ask())
     first = await _or_refuse(_unless_gone(request, _first(counted)))
-    with_usage = asked.stream_options.include_usage
-    events = _events(counted, first, writer.chunk, writer.usage_chunk if with_usage else None)
+    events = _events(counted, first, writer.chunk, writer.usage_chunk if asked.with_usage else None)
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
@@ -329,6 +332,8 @@ async def _or_refuse(answer: Awaitable[Any]) -> Any:
 def _refusal(error: Exception) -> Refused:
     if isinstance(error, Refused):
         return error
+    if isinstance(error, HTTPException):  # the framework's own: no such route, or not by this method
+        return Refused(error.status_code, error.detail)
     remote = isinstance(error, RemoteError)
     named = error.type_name.rpartition(".")[2] if isinstance(error, RemoteError) else ""
     status = 400 if named == "InvalidRequest" else next((s for kind, s in _STATUS if isinstance(error, kind)), 500)

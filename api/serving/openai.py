@@ -6,7 +6,7 @@ these routes; who calls them is checked by the router.
 
 import base64
 import struct
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -41,19 +41,23 @@ class _In(BaseModel):
 
 
 class StreamOptions(_In):
-    include_usage: bool = False
+    include_usage: bool = Field(default=False, strict=True)
 
 
 class _Wishes(_In):
     model: str
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float = Field(default=1.0, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    max_tokens: int | None = Field(default=None, ge=1, strict=True)
+    temperature: float = Field(default=1.0, ge=0, le=2, strict=True)
+    top_p: float = Field(default=1.0, gt=0, le=1, strict=True)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, strict=True)
     stop: str | list[str] | None = None
-    stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
-    n: int = 1
+    stream: bool = Field(default=False, strict=True)
+    stream_options: StreamOptions | None = None
+    n: int = Field(default=1, strict=True)
+
+    @property
+    def with_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self) -> dict[str, Any]:
         """Keyword arguments of `chat` and `complete`.
@@ -66,6 +70,8 @@ class _Wishes(_In):
             raise Refused(400, f"n={self.n} is not done here; ask {self.n} times", param="n", code="unsupported_value")
         if len(stop) > 4 or not all(stop):
             raise Refused(400, "stop is up to 4 texts, none of them empty", param="stop", code="invalid_value")
+        if self.stream_options is not None and not self.stream:
+            raise Refused(400, "stream_options is for stream=true", param="stream_options", code="invalid_value")
         return {
             "max_tokens": self.limit(),
             "temperature": self.temperature,
@@ -94,7 +100,7 @@ class Message(_In):
 
 class ChatIn(_Wishes):
     messages: list[Message] = Field(min_length=1, max_length=10_000)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1, strict=True)
 
     def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -115,9 +121,12 @@ class CompletionIn(_Wishes):
         return self.max_tokens or 16
 
 
+Text = Annotated[str, Field(min_length=1)]
+
+
 class EmbeddingIn(_In):
     model: str
-    input: str | list[str] = Field(min_length=1)
+    input: Text | list[Text] = Field(min_length=1)
     encoding_format: Literal["float", "base64"] = "float"
 
     def texts(self) -> list[str]:

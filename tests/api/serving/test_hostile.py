@@ -59,12 +59,42 @@ def post(service, path, body, **options):
     return httpx.post(url, json=body, headers={**AUTH, **options.pop("headers", {})}, timeout=60, **options)
 
 
+CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+MALFORMED = [
+    *((CHAT, {"messages": wrong}) for wrong in (None, [], "x", {}, [3], [{}], [{"role": "king", "content": "x"}])),
+    *((CHAT, {"messages": [{"role": "user", "content": wrong}]}) for wrong in (3, {}, [{"type": "image_url"}])),
+    *((CHAT, {"model": wrong}) for wrong in (None, 3, "", "other")),
+    *((CHAT, {"max_tokens": wrong}) for wrong in (-1, 0, 1.5, "5", True)),
+    *((CHAT, {"temperature": wrong}) for wrong in (-1, 2.1, "hot", True)),
+    *((CHAT, {"stop": wrong}) for wrong in (["a"] * 5, [""], "", 3, [1])),
+    *((CHAT, wrong) for wrong in ({"top_p": 0}, {"seed": 2**70}, {"n": 2}, {"n": True}, {"stream": "perhaps"})),
+    *((CHAT, {"stream_options": wrong}) for wrong in (3, {"include_usage": "x"}, {"include_usage": True})),
+    *((EMBEDDINGS, {"input": wrong}) for wrong in (None, "", [], [""], [1], {})),
+    (EMBEDDINGS, {"encoding_format": "int8"}),
+]
+NOT_JSON = [
+    b"", b"{", b"null", b"[]", b"[" * 100_000, b'{"model": "\xff"}', b'{"seed": ' + b"9" * 5000 + b"}",
+    b'{"model": "liar", "messages": [{"role": "user", "content": "\\ud800"}]}',
+]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_whatever_is_wrong_is_an_error_in_openais_format(make_town):
     town = make_town()
     town.operator("op-1")
     service = fabric.serve(Liar(), gpu="L4", max_rtt_ms=5000)
     said = {"model": "liar", "messages": [{"role": "user", "content": "x"}]}
+    with httpx.Client(base_url=service.url.removesuffix("/v1"), headers=AUTH, timeout=60) as client:
+        answers = [
+            *(client.post(path, json=said | {"input": "x"} | wrong) for path, wrong in MALFORMED),
+            *(client.post(path, content=wrong) for path in (CHAT, EMBEDDINGS) for wrong in NOT_JSON),
+            client.post(CHAT, content=b'{"x": "' + b"a" * (16 << 20) + b'"}'),
+            client.patch(CHAT),
+        ]
+    for at, answer in enumerate(answers):
+        assert 400 <= answer.status_code < 500, (MALFORMED[at : at + 1], answer.text)
+        assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+    assert service.status["runs"] == [], "nothing ran, so nothing is billed"
     nulls = {"temperature": None, "n": None, "stop": None, "stream_options": None, "max_tokens": None, "seed": None}
     answer = post(service, "/v1/chat/completions", said | nulls)
     assert answer.json()["choices"][0]["message"]["content"] == "fine "
