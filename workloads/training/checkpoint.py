@@ -53,7 +53,11 @@ def gather(
     named |= {f"{_OPTIMIZER}{key}/{name}": value for key, part in state.items() for name, value in part.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in named.items() if torch.is_tensor(value)}
     scalars = {name: value for name, value in named.items() if name not in tensors}
-    return _apart(tensors), {"values": scalars, "groups": moments.get("param_groups", [])}
+    return _apart(tensors), {
+        "optimizer": type(optimizer).__name__,
+        "values": scalars,
+        "groups": moments.get("param_groups", []),
+    }
 
 
 def put_back(model: torch.nn.Module, optimizer: torch.optim.Optimizer, stored: Stored, *, sharded: bool) -> None:
@@ -64,6 +68,10 @@ def put_back(model: torch.nn.Module, optimizer: torch.optim.Optimizer, stored: S
     """
     check_shapes(model, stored.tensors)
     scalars = stored.state["scalars"]
+    if scalars["optimizer"] != (kind := type(optimizer).__name__):
+        raise fabric.InvalidRequest(
+            f"the checkpoint is of another optimiser: {scalars['optimizer']} there, {kind} here"
+        )
     whole = {**stored.tensors, **scalars["values"]}
     weights = {name.removeprefix(_MODEL): value for name, value in whole.items() if name.startswith(_MODEL)}
     moments = {"state": _moments(whole), "param_groups": [_untupled(group) for group in scalars["groups"]]}
@@ -79,14 +87,16 @@ def put_back(model: torch.nn.Module, optimizer: torch.optim.Optimizer, stored: S
 
 def check_shapes(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raises fabric.InvalidRequest when a checkpoint belongs to another model; names the first difference."""
-    now = {name: tuple(value.shape) for name, value in _bare(model).named_parameters() if value.requires_grad}
+    learnt = {name for name, value in _bare(model).named_parameters() if value.requires_grad}
+    now = {name: tuple(value.shape) for name, value in _bare(model).state_dict().items() if torch.is_tensor(value)}
     then = {name.removeprefix(_MODEL): tuple(t.shape) for name, t in tensors.items() if name.startswith(_MODEL)}
-    for name, shape in now.items():
-        if name not in then:
-            raise fabric.InvalidRequest(f"the checkpoint is of another model: it has no {name!r}; begin a new run")
-        if then[name] != shape:
+    for name in now | then:
+        if name not in then and name not in learnt:
+            continue  # frozen: it is as the loop made it
+        there, here = (shapes.get(name, "missing") for shapes in (then, now))
+        if there != here:
             raise fabric.InvalidRequest(
-                f"the checkpoint is of another model: {name!r} is {then[name]} there and {shape} here; "
+                f"the checkpoint is of another model: {name!r} is {there} there and {here} here; "
                 "begin a new run, or give the model the shape it had"
             )
 

@@ -1,20 +1,22 @@
 """A training's ranks find each other and say who is missing: a store on rank 0, and `torch.distributed`.
 
 When a rank fails it says so in the store; a watcher in every other rank then cuts the connections between ranks, so
-that nobody waits in a collective for one that will not come.
+that nobody waits in a collective for one that will not come. When ranks have waited too long for another one, its own
+watcher interrupts it.
 """
 
 import fcntl
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import fabric
 from workloads.training.outcome import Failed, RankLost
 from workloads.training.plan import Place, Plan
 
@@ -47,6 +50,10 @@ class Group:
             RankLost: some did not come in time; names them.
         """
         self.place = place
+        self.verdict = ""
+        """Why this rank was interrupted."""
+        self.whereabouts: Callable[[], str] = lambda: "before its loop"
+        """How far this rank is, in words."""
         self._plan = plan
         _choose_interface(place.own)
         self._store = _store(place, plan.startup_s)
@@ -64,6 +71,7 @@ class Group:
         self._wires = _connections() - before
         self._over = threading.Event()
         if place.world_size > 1:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this process was started with
             threading.Thread(target=self._watch, name="training-watch", daemon=True).start()
 
     def close(self) -> None:
@@ -72,9 +80,32 @@ class Group:
         with suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
 
-    def wait_for_all(self) -> None:
-        """Until every rank has come here."""
-        dist.barrier(self.control)
+    def gather(self, row: Sequence[float]) -> list[list[float]]:
+        """Every rank's row, by rank; all are of the same length, and every rank calls it."""
+        if self.place.world_size == 1:
+            return [list(row)]
+        own = torch.tensor(row, dtype=torch.float64)
+        every = [torch.empty_like(own) for _ in range(self.place.world_size)]
+        dist.all_gather(every, own, group=self.control)
+        return [one.tolist() for one in every]
+
+    def expect_same(self, facts: Mapping[str, Any]) -> None:
+        """Every rank calls it at the same point.
+
+        Raises:
+            fabric.InvalidRequest: a rank brings something else than rank 0; names both, and the first difference.
+        """
+        size = self.place.world_size
+        every: list[Any] = [facts] * size
+        if size > 1:
+            dist.all_gather_object(every, facts, group=self.control)
+        for rank, other in enumerate(every):
+            for name in every[0] | other:
+                if every[0].get(name) != other.get(name):
+                    raise fabric.InvalidRequest(
+                        f"the ranks disagree about {name}: {other.get(name)} on {ranks_of([rank], size)}, "
+                        f"{every[0].get(name)} on rank 0"
+                    )
 
     def judge(self, error: BaseException) -> Failed | None:
         """What becomes of an error of the loop: the loop's own failure, here or on another rank, ends the training.
@@ -86,19 +117,23 @@ class Group:
             RankLost: a rank is gone, or did not take part; names it.
         """
         rank = self.place.rank
+        self._over.set()
         if not _is_of_the_wire(error):
             told = Failed(rank, type(error).__name__, str(error), _trace(error))
             self._say("failed", json.dumps(told.as_json()))
             if rank == 0:
                 self._until(lambda: all(self._has(f"over/{one}") for one in range(1, self.place.world_size)))
                 return told
+            self._say(f"over/{rank}", "1")
             return None
+        self._say(f"at/{rank}", self.whereabouts())
         self._say(f"lost/{rank}", "1")
         self._until(lambda: self._has("failed") or len(self._silent()) <= 1)
         if self._has("failed"):
             self._say(f"over/{rank}", "1")
             return Failed.from_json(json.loads(self._store.get("failed"))) if rank == 0 else None
         lost = RankLost(self._missing(error))
+        self._say("verdict", str(lost))
         sys.stderr.write(f"{lost}\n")  # the next attempt goes on without it; that it was lost is to be read
         raise lost from error
 
@@ -108,11 +143,20 @@ class Group:
             silent = self._silent()
         except RuntimeError:
             return f"rank 0 of {size} is gone"
-        if not silent:
-            return f"the ranks lost each other: {error}"
         late = "timed out" in str(error).lower()
+        if not silent:
+            what = f"did not meet within {self._plan.collective_s:g} s" if late else "lost each other"
+            return f"the ranks {what}{self._apart()}: {error}"
         what = f"did not take part within {self._plan.collective_s:g} s" if late else "is gone"
-        return f"{_ranks(silent, size)} {what}: {str(error).strip().splitlines()[0]}"
+        return f"{ranks_of(silent, size)} {what}{self._apart()}: {str(error).strip().splitlines()[0]}"
+
+    def _apart(self) -> str:
+        """How far each rank is, where that is not the same."""
+        size = self.place.world_size
+        known = {rank: self._store.get(f"at/{rank}").decode() for rank in range(size) if self._has(f"at/{rank}")}
+        if len(set(known.values())) <= 1:
+            return ""
+        return f" ({'; '.join(f'rank {rank} was {where}' for rank, where in known.items())})"
 
     def _silent(self) -> list[int]:
         """Ranks that do not miss anybody: they are gone, or at something else."""
@@ -132,15 +176,29 @@ class Group:
             self._until(lambda: all(self._has(f"ready/{rank}") for rank in range(place.world_size)))
 
     def _watch(self) -> None:
+        told = ""
         while not self._over.wait(WATCH_S):
             try:
-                failed = self._store.check(["failed"])
+                if (where := self.whereabouts()) != told:
+                    self._store.set(f"at/{self.place.rank}", where)
+                    told = where
+                failed, late = self._store.check(["failed"]), self._store.check(["verdict"])
             except RuntimeError:
-                failed = True  # rank 0 is gone, and its store with it
-            if failed:
-                if not self._over.wait(WATCH_S):
-                    self._cut()
+                failed, late = True, False  # rank 0 is gone, and its store with it
+            if failed and not self._over.wait(WATCH_S):
+                self._cut()
+            elif late and not self._over.wait(WATCH_S):
+                self._interrupt()
+            if failed or late:
                 return
+
+    def _interrupt(self) -> None:
+        """The others have given up this rank, which is not in a collective: end what it is at."""
+        with suppress(RuntimeError):
+            self.verdict = self._store.get("verdict").decode()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if not self._over.wait(PARTING_S):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _cut(self) -> None:
         """End every collective that this rank waits in."""
@@ -230,13 +288,13 @@ def _is_of_the_wire(error: BaseException) -> bool:
     return told or isinstance(error, dist.DistError)
 
 
-def _ranks(numbers: Iterable[int], size: int) -> str:
+def ranks_of(numbers: Iterable[int], size: int) -> str:
     some = [str(number) for number in numbers]
     return f"rank{'s' if len(some) > 1 else ''} {', '.join(some)} of {size}"
 
 
 def _late(missing: Iterable[int], place: Place, startup_s: float) -> str:
-    return f"{_ranks(missing, place.world_size)} did not come within {startup_s:g} s (`rendezvous_timeout`)"
+    return f"{ranks_of(missing, place.world_size)} did not come within {startup_s:g} s (`rendezvous_timeout`)"
 
 
 def _trace(error: BaseException) -> str:

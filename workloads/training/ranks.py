@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fabric
-from workloads.training.outcome import Failed
+from workloads.training.outcome import Failed, RankLost
 from workloads.training.plan import Place, Plan, places
 
 GRACE_S = 5.0
@@ -74,6 +74,10 @@ def _run_rank(
         session.finish()
     except Exception as error:  # noqa: BLE001 - whatever the loop raises is its result
         failed = group.judge(error)
+    except KeyboardInterrupt:
+        if group.verdict:
+            raise RankLost(group.verdict) from None
+        raise
     finally:
         group.close()
     if place.rank:

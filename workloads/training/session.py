@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 import fabric
+from workloads.inference.weights import check_fit
 from workloads.training import checkpoint, metrics
-from workloads.training.group import Group
+from workloads.training.group import Group, ranks_of
 from workloads.training.plan import Plan
 
 AGREE_S = 0.5
 """So often ranks agree whether to save or stop, and a record is made; rarer in a long training."""
+_POINTS = ("wrap", "resume", "report", "save", "the end")
+"""Where ranks meet. All bring a row of one length, so that those that are at another point can be told."""
+_ROW = 8
 RECORDS = 2000
 """A training has about so many records at most."""
 
@@ -56,6 +59,8 @@ class Session:
         self._agree_step = 1
         self._noticed = False
         self._sums = _Sums()
+        self._ended = False
+        group.whereabouts = self._whereabouts
         torch.manual_seed(plan.seed)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -69,10 +74,18 @@ class Session:
         """The model on the rank's device, its gradients averaged over the ranks.
 
         Args:
-            model: the same on every rank.
+            model: of the same shape on every rank.
             sharded: split weights, gradients and optimiser over the ranks (FSDP) instead of a copy on each (DDP). Make
                 the optimiser after this.
+
+        Raises:
+            fabric.InvalidRequest: a rank has another model, or it does not fit the GPU's free memory.
         """
+        self._meet("wrap")
+        shapes = {repr(name): tuple(value.shape) for name, value in model.named_parameters()}
+        self._group.expect_same({"sharded": sharded} | shapes)
+        if self.device.type == "cuda":
+            check_fit(sum(value.nbytes for value in model.state_dict().values()), torch.cuda.mem_get_info()[0])
         model = model.to(self.device)
         self._sharded = sharded
         if sharded:
@@ -94,8 +107,10 @@ class Session:
             Whether there was one.
 
         Raises:
-            fabric.InvalidRequest: it is of another model.
+            fabric.InvalidRequest: it is of another model, or a rank names something else.
         """
+        self._meet("resume")
+        self._group.expect_same({"the optimiser": type(optimizer).__name__, "what resume() names": sorted(others)})
         self._parts, self._others = (model, optimizer), others
         stored = checkpoint.newest(self._folder) if self.rank == 0 else None
         stored = checkpoint.share(stored, self._group.control)
@@ -108,6 +123,11 @@ class Session:
             return False
         checkpoint.put_back(model, optimizer, stored, sharded=self._sharded)
         state = stored.state
+        if others.keys() != state["others"].keys():
+            raise fabric.InvalidRequest(
+                f"the checkpoint is of another loop: resume() named {sorted(state['others'])} there and "
+                f"{sorted(others)} here"
+            )
         for name, other in others.items():
             other.load_state_dict(state["others"][name])
         self.steps, self.epoch, self._offset = state["steps"], state["epoch"], state["offset"]
@@ -169,6 +189,7 @@ class Session:
         """Store a checkpoint now; every rank calls it at the same step."""
         if self._parts is None:
             raise fabric.InvalidRequest("there is nothing to save: call session.resume(model, optimizer) first")
+        self._meet("save")
         random = checkpoint.random_state(self._group.control)
         tensors, scalars = {}, {}
         if self._sharded or self.rank == 0:
@@ -192,9 +213,10 @@ class Session:
 
     def finish(self) -> None:
         """All ranks have come to the end of the loop; the last record."""
+        self._ended = True
+        self._meet("the end")
         if self._sums.steps:
             self._agree(last=True)
-        self._group.wait_for_all()
 
     def _agree(self, *, last: bool = False) -> None:
         now = time.monotonic()
@@ -202,12 +224,8 @@ class Session:
         wish = self._wishes(now) if not last else (0.0, 0.0, 0.0)
         next_in = max(1.0, self._interval_s() / (seconds / steps)) if self.rank == 0 else 0.0
         loss, counted = self._sums.loss()
-        told = torch.tensor(
-            [*wish, float(int(next_in)), self._sums.samples, self._sums.tokens, loss, counted], dtype=torch.float64
-        )
-        if self.world_size > 1:
-            dist.all_reduce(told, group=self._group.control)
-        save, stop, notice, next_in, samples, tokens, loss, counted = told.tolist()
+        every = self._meet("report", *wish, int(next_in), self._sums.samples, self._sums.tokens, loss, counted)
+        save, stop, notice, next_in, samples, tokens, loss, counted = map(sum, zip(*every, strict=True))
         if self.rank == 0:
             _count(int(samples), int(tokens))
             self._record(seconds, samples, tokens, loss / counted if counted else None)
@@ -220,6 +238,27 @@ class Session:
         if self._parts is not None and (save or notice or stops):
             self.save()
             self._agreed_at = time.monotonic()
+
+    def _meet(self, where: str, *row: float) -> list[list[float]]:
+        """What each rank brings to the same point of its loop, by rank.
+
+        Raises:
+            fabric.InvalidRequest: some are at another one; names them.
+        """
+        every = self._group.gather([float(_POINTS.index(where)), float(self.steps), *row, *[0.0] * (_ROW - len(row))])
+        at: dict[tuple[int, int], list[int]] = {}
+        for rank, (point, steps, *_) in enumerate(every):
+            at.setdefault((int(point), int(steps)), []).append(rank)
+        if len(at) > 1:
+            told = (
+                f"{ranks_of(ranks, self.world_size)} at `{_POINTS[point]}` (step {steps})"
+                for (point, steps), ranks in at.items()
+            )
+            raise fabric.InvalidRequest(f"the ranks disagree: {', '.join(told)}")
+        return [one[2 : 2 + len(row)] for one in every]
+
+    def _whereabouts(self) -> str:
+        return f"at {'the end of its loop, ' if self._ended else ''}step {self.steps}"
 
     def _wishes(self, now: float) -> tuple[float, float, float]:
         """(save, stop, save because this lease is about to end) as this rank sees it."""

@@ -61,6 +61,17 @@ def one_hangs(session, rank):
     model(torch.ones(1, 2)).sum().backward()
 
 
+def one_goes_on(session):
+    """Rank 1 makes a step more than rank 0."""
+    import torch
+
+    model = session.wrap(torch.nn.Linear(2, 2))
+    for step in range(2 + session.rank):
+        model(torch.ones(1, 2)).sum().backward()
+        if step < 2:
+            session.report()
+
+
 def endless(session):
     """Ends only because it is stopped; the steps made, and those in the newest checkpoint."""
     import torch
@@ -79,3 +90,33 @@ def stored():
     import fabric
 
     return [int(folder.name[len("step-") :]) for folder in fabric.checkpoint_dir().iterdir()]
+
+
+def disagree(session, about):
+    """Rank 1 does something else than rank 0."""
+    import torch
+
+    odd = session.rank == 1
+    model = session.wrap(torch.nn.Linear(2, 3 if odd and about == "shape" else 2), sharded=about == "sharded")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    session.resume(model, optimizer, **{"plan" if odd and about == "name" else "schedule": schedule})
+    if about == "save" and not odd:
+        session.save()
+    for _ in range(4 if odd and about == "steps" else 3):
+        session.report(loss=1.0)
+
+
+def saves(session, width, **named):
+    """Stores a checkpoint; its model is split over the ranks."""
+    import torch
+
+    model = session.wrap(torch.nn.Linear(2, width), sharded=True)
+    optimizer = torch.optim.Adam(model.parameters())
+    found = session.resume(
+        model, optimizer, **{name: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9) for name in named}
+    )
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    session.save()
+    return found

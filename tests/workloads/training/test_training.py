@@ -10,6 +10,7 @@ from tests.api.serving.town import ADMIN
 from tests.workloads.training import loops
 from workloads import Training
 from workloads.examples import digits
+from workloads.training import plan
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("torch")
@@ -67,25 +68,14 @@ def test_a_killed_rank_of_one_node_is_named_and_resumed_sharded(town, capsys):
     assert "rank-1 ended by signal 9" in said or "rank 1 of 2 is gone" in said  # whichever process saw it first
 
 
-def test_a_training_of_one_or_two_nodes_goes_on_from_its_checkpoint_without_a_lost_one(town):
-    training = Training(loops.digits, quiet=True, checkpoint_every=0.01, gpu="L4", nodes=(1, 2))
-    run = training.submit(2, kwargs={"wait_at": 15})
-    next(line for line in run.logs(follow=True) if "waiting" in line)
-    facts = town.get(f"/v1/runs/{run.id}")
-    of_rank_0 = next(attempt["lease"] for attempt in facts["attempts"] if attempt["task"] == 0)
-    with town.without(next(lease["node"] for lease in facts["leases"] if lease["id"] == of_rank_0)):
-        trained = training.follow(run)
-    assert (trained.attempts, trained.world_size) == (2, 1)
-    assert 0 < trained.value[2] <= 15
-
-
-def test_a_training_stops_in_good_order_on_its_budget_with_a_checkpoint_and_its_best_record(town):
-    trained = Training(loops.endless, budget=0.002, quiet=True, gpu="L4", ranks_per_node=2).run()
+def test_a_training_stops_in_good_order_on_its_budget_with_a_checkpoint_and_its_best_record(town, monkeypatch):
+    monkeypatch.setattr(plan, "MARGIN", 0.05)  # a slow start must not use it up: 2 of the 60 s that it pays for
+    trained = Training(loops.endless, budget=0.006, quiet=True, gpu="L4", ranks_per_node=2).run()
     steps, stored = trained.value
     assert (trained.stopped, trained.world_size, trained.attempts) == ("budget", 2, 1)
     assert stored == [steps], "the first is due after a minute"
     assert steps == trained.metrics[-1]["step"] == trained.best["step"] >= 1
-    assert trained.cost.accrued <= Decimal("0.002")
+    assert trained.cost.accrued <= Decimal("0.006")
     assert [one["reason"] for one in fabric.attach(trained.run).attempts] == ["done"]
 
     later = Training(loops.endless, time_limit=1, quiet=True, gpu="L4", checkpoint=trained.run).run()
@@ -97,9 +87,9 @@ def test_a_training_stops_in_good_order_on_its_budget_with_a_checkpoint_and_its_
 
 
 def test_a_budget_becomes_the_time_that_it_pays_for_where_the_training_would_be_placed(town):
-    plan = Training(loops.endless, budget=1, **TWO_NODES)._within_budget()  # two GPUs at USD 0.36 per hour
-    assert plan.stopped_by == "budget"
-    assert plan.limit_s == pytest.approx(0.9 * (5_000 - 11))
+    members = Training(loops.endless, budget=1, **TWO_NODES)._within_budget()  # two GPUs at USD 0.36 per hour
+    assert members.stopped_by == "budget"
+    assert members.limit_s == pytest.approx(0.9 * (5_000 - 11))
     with pytest.raises(fabric.InvalidRequest, match=r"budget=0.002 pays 2 GPUs .* give more"):
         Training(loops.endless, budget=0.002, **ONE_NODE).run()
 
@@ -119,9 +109,21 @@ def test_an_exception_of_any_rank_is_raised_as_itself_and_not_tried_again(town, 
     assert f"on rank {rank} of 2" in caught.value.__notes__[0]
 
 
-def test_a_rank_that_hangs_in_a_collective_is_named(town):
-    with pytest.raises(Exception, match="rank 1 of 2 did not take part within 3 s"):
-        Training(loops.one_hangs, collective_timeout=3, restarts=0, **ONE_NODE).run(1)
+def test_a_rank_that_hangs_is_named_in_the_error(town):
+    with pytest.raises(Exception, match="rank 0 of 2 did not take part within 3 s"):
+        Training(loops.one_hangs, collective_timeout=3, restarts=0, **ONE_NODE).run(0)
+
+
+def test_a_training_of_one_or_two_nodes_goes_on_from_its_checkpoint_without_a_lost_one(town):
+    training = Training(loops.digits, quiet=True, checkpoint_every=0.01, gpu="L4", nodes=(1, 2))
+    run = training.submit(2, kwargs={"wait_at": 15})
+    next(line for line in run.logs(follow=True) if "waiting" in line)
+    facts = town.get(f"/v1/runs/{run.id}")
+    of_rank_0 = next(attempt["lease"] for attempt in facts["attempts"] if attempt["task"] == 0)
+    with town.without(next(lease["node"] for lease in facts["leases"] if lease["id"] == of_rank_0)):
+        trained = training.follow(run)
+    assert (trained.attempts, trained.world_size) == (2, 1)
+    assert 0 < trained.value[2] <= 15
 
 
 @pytest.mark.parametrize(
