@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 from fabric.client import session as sessions
 from fabric.client.answers import Answers
@@ -139,6 +139,9 @@ class Method:
         self._calls = calls
         self._name = name
         self._options = options
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise TypeError(f"the object lives elsewhere: call {self._name}.remote(…), or .spawn(…) not to wait for it")
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call it and wait for the value; its own exception is raised as itself."""

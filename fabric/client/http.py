@@ -140,7 +140,9 @@ class ControlPlane:
     async def put_blob(self, digest: str, content: bytes) -> None:
         """Store opaque bytes under their SHA-256; nothing is sent when they are there."""
         path = f"/v1/blobs/{_part(digest)}"
-        if (await self._http.head(path)).status_code != 200:
+        try:
+            await self._send("HEAD", path)
+        except InvalidRequest:  # there is no such blob
             await self._send("PUT", path, content=content)
 
     async def blob(self, digest: str) -> bytes:

@@ -47,6 +47,12 @@ def serve(
     least, most = _replicas(replicas)
     made = Actor(obj) if isinstance(obj, type) else Actor(obj, whole=True)
     cls = obj if isinstance(obj, type) else type(obj)
+    methods = methods_of(cls)
+    if not methods:
+        raise InvalidRequest(
+            f"fabric.serve needs an object with public methods, such as `chat` and `complete`, or `embed`; "
+            f"a {cls.__qualname__} has none"
+        )
     model = getattr(obj, "model", None)
     name = options.name or (model if isinstance(model, str) and model else cls.__qualname__)
     packed = pack_actor(equipped(made, options), name, options.max_concurrency)
@@ -65,7 +71,7 @@ def serve(
         "name": name,
         "request": {**request, "leases": 1, "tasks": 0, "tags": {**request["tags"], "endpoint": endpoint}},
         "code": packed.digest.hex(),
-        "methods": methods_of(cls),
+        "methods": methods,
         "min_replicas": least,
         "max_replicas": most,
         "at_once": options.max_concurrency,

@@ -1,5 +1,6 @@
 """What a person may set for the embedded fabric in the environment."""
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,8 +53,18 @@ class LocalSettings:
         home = Path(environ.get("FABRIC_HOME") or "~/.fabric").expanduser().absolute()
         linger_s = _number(environ, "FABRIC_EMBEDDED_LINGER_S", DEFAULT_LINGER_S, 7 * 86_400)
         port = _number(environ, "FABRIC_PORT", 0, 65_535)
-        simulated = environ.get("FABRIC_SIMULATED_GPUS") or None
-        return cls(home, linger_s, simulated, int(port), _isolation(environ), _nodes(environ))
+        return cls(home, linger_s, _simulated(environ), int(port), _isolation(environ), _nodes(environ))
+
+
+def _simulated(environ: Mapping[str, str]) -> str | None:
+    """With a count for each model."""
+    text = environ.get("FABRIC_SIMULATED_GPUS") or None
+    if text is None or text.lower() in ("0", "none"):
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[A-Za-z0-9]+(:[1-9]\d{0,2})?", part) for part in parts):
+        raise InvalidRequest(f"FABRIC_SIMULATED_GPUS={text!r} is neither MODEL:COUNT, such as H100:2,L4:2, nor none")
+    return ",".join(part if ":" in part else f"{part}:1" for part in parts)
 
 
 def _nodes(environ: Mapping[str, str]) -> int:

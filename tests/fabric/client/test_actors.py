@@ -159,6 +159,8 @@ def test_an_object_that_cannot_be_made_says_so_in_every_call(small_fabric):
 def test_wrong_names_and_keywords_are_refused_before_anything_is_sent(small_fabric, counter):
     with pytest.raises(AttributeError, match="did you mean 'add'"):
         counter.ad  # noqa: B018
+    with pytest.raises(TypeError, match=r"call add\.remote\("):
+        counter.add(1)
     with pytest.raises(AttributeError, match="no public method"):
         counter._n  # noqa: B018
     with pytest.raises(fabric.InvalidRequest, match="max_concurrency"):

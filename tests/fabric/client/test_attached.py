@@ -325,6 +325,8 @@ def test_an_unreachable_control_plane_says_so(monkeypatch):
     monkeypatch.setenv("FABRIC_URL", "http://127.0.0.1:9")
     with pytest.raises(fabric.ServiceError, match="cannot be reached"):
         fabric.offers()
+    with pytest.raises(fabric.ServiceError, match="cannot be reached"):
+        fabric.submit(lambda: 7)
     fabric.init(None)
 
 

@@ -47,6 +47,12 @@ def test_impossible_replicas_are_refused(small_fabric, replicas):
     assert not small_fabric.endpoints
 
 
+def test_what_has_no_method_to_call_is_refused(small_fabric):
+    with pytest.raises(fabric.InvalidRequest, match="public methods, such as `chat`"):
+        fabric.serve(object())
+    assert not small_fabric.endpoints
+
+
 def test_endpoints_are_listed_and_stopped_from_the_shell(small_fabric, toy, capsys):
     small_fabric.endpoints[toy.id]["report"] = {
         "replicas": [{"state": "ready"}, {"state": "draining"}], "requests": 7, "fault": "no GPU",

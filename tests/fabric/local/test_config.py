@@ -86,12 +86,22 @@ def test_settings_come_from_the_environment(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "meant"), [("", None), ("none", "none"), ("H100", "H100:1"), ("H100:2, l4", "H100:2,l4:1")]
+)
+def test_simulated_gpus_have_a_model_and_a_count(text, meant):
+    assert LocalSettings.from_environ({"FABRIC_SIMULATED_GPUS": text}).simulated_gpus == meant
+
+
+@pytest.mark.parametrize(
     ("key", "bad"),
     [
         ("FABRIC_EMBEDDED_LINGER_S", "soon"),
         ("FABRIC_PORT", "70000"),
         ("FABRIC_ISOLATION", "jail"),
         ("FABRIC_EMBEDDED_NODES", "9"),
+        ("FABRIC_SIMULATED_GPUS", "H100:two"),
+        ("FABRIC_SIMULATED_GPUS", "H100:0"),
+        ("FABRIC_SIMULATED_GPUS", ",L4"),
     ],
 )
 def test_a_wrong_setting_is_refused_naming_its_key(key, bad):
