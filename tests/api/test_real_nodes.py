@@ -12,6 +12,8 @@ from benchmarks.small_fabric import BALANCE_DC as BALANCE
 from benchmarks.small_fabric import SmallFabric
 from fabric.agent.sandbox.tun import DEVICE
 from fabric.client import session as sessions
+from tests.workloads.training import loops
+from workloads import Training
 
 pytestmark = [
     pytest.mark.slow,
@@ -155,13 +157,19 @@ def rank(word):
 
 
 @pytest.mark.skipif(not os.access(DEVICE, os.R_OK | os.W_OK), reason=f"needs {DEVICE}")
-def test_a_gang_runs_on_two_nodes_at_once_and_is_billed_for_both(real):
+def test_a_gang_talks_and_trains_over_its_own_network_and_is_billed_for_both_nodes(real):
+    pytest.importorskip("torch")
     made = real(nodes=2)
     assert fabric.run(rank, "hello", gpu="L4", nodes=2) == ("hello", True)
-    (run,) = made.get("/v1/runs")["runs"]
-    run = made.ended(run["id"])
-    assert run["state"] == "SUCCEEDED"
-    assert {lease["node"] for lease in run["leases"]} == {"node-1", "node-2"}
-    assert sorted((one["task"], one["reason"]) for one in run["attempts"]) == [(0, "done"), (1, "done")]
-    assert is_billed_exactly(made, "alice", run["id"])
+    trained = Training(loops.digits, quiet=True, gpu="L4", nodes=2).run(2)
+    assert (trained.world_size, trained.attempts) == (2, 1)
+    assert trained.metrics[-1]["step"] == 2 * (1437 // 64), "two ranks of 32 each, gradients over gloo"
+    assert trained.value[1] > 0.5
+    runs = [made.ended(run["id"]) for run in made.get("/v1/runs")["runs"]]
+    assert trained.run in {run["id"] for run in runs}
+    for run in runs:
+        assert run["state"] == "SUCCEEDED"
+        assert {lease["node"] for lease in run["leases"]} == {"node-1", "node-2"}
+        assert sorted((one["task"], one["reason"]) for one in run["attempts"]) == [(0, "done"), (1, "done")]
+    assert is_billed_exactly(made, "alice", *(run["id"] for run in runs))
     assert made.audit() == []
