@@ -1,7 +1,9 @@
 """What the fabric costs a training: samples per second of one loop, on the fabric and by plain `torchrun`, in turns.
 
 Both run as many ranks on the same cores with the same threads; each measures itself from a warm step to its last. The
-fabric is an embedded one, started for the purpose. Ratios of one run are comparable; absolute rates are not.
+fabric is an embedded one, started for the purpose, and idle while torchrun runs. Every run on the fabric stands between
+two of torchrun and is compared with their mean, so that a machine that drifts does not decide; how far torchrun is from
+itself, one run to the next, says what a ratio is worth. Ratios are comparable; absolute rates are not.
 """
 
 import argparse
@@ -11,18 +13,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 WIDTH, BATCH, WARM = 768, 64, 20
-ROUNDS = 3
+ROUNDS = 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--steps", type=int, default=400, help="measured steps of each rank (default 400)")
+    parser.add_argument("--steps", type=int, default=200, help="measured steps of each rank (default 200)")
     parser.add_argument("--ranks", type=int, default=2, help="ranks (default 2)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of both, in turns (default 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="runs on the fabric, each between two of torchrun (default 5)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -42,15 +47,27 @@ def measure(steps: int, ranks: int, rounds: int) -> dict[str, float]:
     from benchmarks.run_overhead import embedded_fabric
 
     ours: list[float] = []
-    theirs: list[float] = []
+    loads: list[float] = []
     with embedded_fabric():
+        theirs = [by_torchrun(steps, ranks)]
         for _ in range(rounds):
-            theirs.append(by_torchrun(steps, ranks))
             ours.append(by_fabric(steps, ranks))
+            loads.append(os.getloadavg()[0])
+            theirs.append(by_torchrun(steps, ranks))
+    return compared(ours, theirs) | {"load": statistics.median(loads)}
+
+
+def compared(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """The figures of rates; `theirs` has one more, and stands around `ours`."""
+    ratios = [2 * one / (before + after) for one, before, after in zip(ours, theirs, theirs[1:], strict=False)]
+    apart = [100 * abs(after / before - 1) for before, after in pairwise(theirs)]
     return {
         "samples_per_s": statistics.median(ours),
         "torchrun_samples_per_s": statistics.median(theirs),
-        "vs_torchrun_ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
+        "vs_torchrun_ratio": statistics.median(ratios),
+        "vs_torchrun_least_ratio": min(ratios),
+        "vs_torchrun_most_ratio": max(ratios),
+        "torchrun_vs_itself_pct": statistics.median(apart),
     }
 
 
