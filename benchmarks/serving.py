@@ -2,9 +2,10 @@
 
 `ours` is `fabric.serve` of a `workloads.ChatModel` on an embedded fabric, started for the purpose; `plain` is one
 FastAPI process that generates one request after the other; `ray_serve` is the same engine as ours in a deployment of
-Ray Serve (`pip install 'berkeley-compute[benchmarks]'`; left out without it). One after the other, never at once, each
-warmed up, all with the same number of threads. Requests are streamed chat completions at temperature 0, by
-clients that ask again as soon as they are answered. Ratios of one run are comparable; absolute figures are not.
+Ray Serve (`pip install 'berkeley-compute[benchmarks]'`; left out without it). All are up and warm, with the same number
+of threads, and get their requests in turns: in each round every server alone has all clients ask it. A ratio is the
+median of the rounds', so that a load that drifts cancels; the least and the largest are printed beside it. Requests are
+streamed chat completions at temperature 0. Absolute figures are of the machine.
 """
 
 import argparse
@@ -14,12 +15,13 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -38,11 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the figures; 2 when an argument is wrong or the weights are missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--clients", type=_positive, default=4, help="that ask at the same time (default 4)")
-    parser.add_argument("--requests", type=_positive, default=4, help="of each client (default 4)")
-    parser.add_argument("--tokens", type=_positive, default=32, help="of an answer, at most (default 32)")
+    parser.add_argument("--rounds", type=_positive, default=5, help="in which each server has its turn (default 5)")
+    parser.add_argument("--requests", type=_positive, default=1, help="of each client in a turn (default 1)")
+    parser.add_argument("--tokens", type=_positive, default=16, help="of an answer, at most (default 16)")
     parser.add_argument("--threads", type=_positive, default=1, help="of each model (default 1)")
     parser.add_argument("--model", default=MODEL, help=f"a folder, a GGUF file or a packaged name (default {MODEL})")
-    parser.add_argument("--quick", action="store_true", help="2 clients, 2 requests, 8 tokens: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="2 rounds, 2 clients, 8 tokens: to see that it runs")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--server", nargs=2, metavar=("KIND", "PORT"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -50,11 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
         SERVERS[options.server[0]](options.model, int(options.server[1]), options.clients, options.threads)
         return 0
     if options.quick:
-        options.clients, options.requests, options.tokens = 2, 2, 8
+        options.rounds, options.clients, options.tokens = 2, 2, 8
     if missing := _missing_weights(options.model):
         print(f"benchmarks.serving: {missing}", file=sys.stderr)
         return 2
-    config = {name: getattr(options, name) for name in ("clients", "requests", "tokens", "threads", "model", "quick")}
+    asked = ("rounds", "clients", "requests", "tokens", "threads", "model", "quick")
+    config = {name: getattr(options, name) for name in asked}
     report = {"name": "serving", "config": config | {"cores": os.cpu_count()}, "figures": measure(options)}
     if options.json:
         print(json.dumps(report))
@@ -66,19 +70,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """The figures of all that can run here; what is left out is said on standard error."""
-    with plain_server("plain", options) as target:
-        plain = ask_all(target, options)
-    with our_service(options) as target:
-        ours = ask_all(target, options)
-    figures = figures_of(ours) | figures_of(plain, "plain_")
-    figures["vs_plain_ratio"] = figures["requests_per_s"] / figures["plain_requests_per_s"]
-    figures["same_answers_pct"] = same_pct(ours, plain)
-    if not has_ray_serve():
-        print("Ray Serve left out: pip install 'berkeley-compute[benchmarks]'", file=sys.stderr)
-        return figures
-    with plain_server("ray_serve", options) as target:
-        figures |= figures_of(ask_all(target, options), "ray_serve_")
-    return figures | {"vs_ray_serve_ratio": figures["requests_per_s"] / figures["ray_serve_requests_per_s"]}
+    with contextlib.ExitStack() as up:
+        targets = {"": up.enter_context(our_service(options))}
+        for kind in ("plain", "ray_serve"):
+            if kind == "plain" or has_ray_serve():
+                targets[f"{kind}_"] = up.enter_context(plain_server(kind, options))
+            else:
+                print("Ray Serve left out: pip install 'berkeley-compute[benchmarks]'", file=sys.stderr)
+        for target in targets.values():
+            asyncio.run(wake(target, options.clients, options.tokens))
+        rounds = [one_round(targets, number, options) for number in range(options.rounds)]
+    outcomes = {prefix: [turns[prefix] for turns in rounds] for prefix in targets}
+    figures = {k: v for prefix, turns in outcomes.items() for k, v in figures_of(merged(turns), prefix).items()}
+    for prefix in targets.keys() - {""}:
+        figures |= ratios_of(outcomes[""], outcomes[prefix], f"vs_{prefix}ratio")
+    return figures | {"same_answers_pct": same_pct(merged(outcomes[""]), merged(outcomes["plain_"]))}
 
 
 # What asks.
@@ -127,30 +133,57 @@ def figures_of(outcome: Outcome, prefix: str = "") -> dict[str, float]:
     return {prefix + name: value for name, value in figures.items()}
 
 
+def merged(turns: Sequence[Outcome]) -> Outcome:
+    """All turns of a server as one."""
+    return Outcome([answer for turn in turns for answer in turn.answers], sum(turn.seconds for turn in turns))
+
+
+def ratios_of(ours: Sequence[Outcome], theirs: Sequence[Outcome], name: str) -> dict[str, float]:
+    """Ours ÷ theirs in requests per second: the rounds' median, least and largest."""
+    each = [
+        (len(mine.answers) / mine.seconds) / (len(other.answers) / other.seconds)
+        for mine, other in zip(ours, theirs, strict=True)
+    ]
+    return {name: statistics.median(each), f"{name}_min": min(each), f"{name}_max": max(each)}
+
+
 def same_pct(one: Outcome, other: Outcome) -> float:
     """How many answers have the same text, in per cent."""
     pairs = list(zip(one.answers, other.answers, strict=True))
     return 100 * sum(a.text == b.text for a, b in pairs) / len(pairs)
 
 
-def ask_all(target: Target, options: argparse.Namespace) -> Outcome:
-    """Wait until it answers, warm it up with a request of each client, then measure."""
-    return asyncio.run(_ask_all(target, options.clients, options.requests, options.tokens))
+def one_round(targets: Mapping[str, Target], number: int, options: argparse.Namespace) -> dict[str, Outcome]:
+    """A turn of each, alone, with the same questions; another one begins each time."""
+    names = list(targets)
+    names = names[number % len(names) :] + names[: number % len(names)]
+    return {name: asyncio.run(ask_all(targets[name], number, options)) for name in names}
 
 
-async def _ask_all(target: Target, clients: int, requests: int, tokens: int) -> Outcome:
-    headers = {"Authorization": f"Bearer {target.api_key}"}
-    async with httpx.AsyncClient(base_url=target.url, headers=headers, timeout=READY_WITHIN_S) as http:
+async def wake(target: Target, clients: int, tokens: int) -> None:
+    """Wait until it answers, and warm it up with a request of each client."""
+    async with _client(target) as http:
         await _ready(http, target)
         await asyncio.gather(*(ask(http, target.model, -1 - client, tokens) for client in range(clients)))
 
+
+async def ask_all(target: Target, number: int, options: argparse.Namespace) -> Outcome:
+    """The turn of this number: each client asks again as soon as it is answered."""
+    async with _client(target) as http:
+
         async def one_client(client: int) -> list[Answer]:
-            return [await ask(http, target.model, client * requests + n, tokens) for n in range(requests)]
+            first = (number * options.clients + client) * options.requests
+            return [await ask(http, target.model, first + n, options.tokens) for n in range(options.requests)]
 
         started = time.perf_counter()
-        rows = await asyncio.gather(*(one_client(client) for client in range(clients)))
+        rows = await asyncio.gather(*map(one_client, range(options.clients)))
         seconds = time.perf_counter() - started
     return Outcome([answer for row in rows for answer in row], seconds)
+
+
+def _client(target: Target) -> httpx.AsyncClient:
+    headers = {"Authorization": f"Bearer {target.api_key}"}
+    return httpx.AsyncClient(base_url=target.url, headers=headers, timeout=READY_WITHIN_S)
 
 
 async def _ready(http: httpx.AsyncClient, target: Target) -> None:

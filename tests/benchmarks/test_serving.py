@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from benchmarks.serving import Answer, Outcome, ask, figures_of, main, same_pct
+from benchmarks.serving import Answer, Outcome, ask, figures_of, main, merged, ratios_of, same_pct
 
 
 def test_figures_are_of_all_answers_and_a_lone_token_has_no_further_one() -> None:
@@ -22,6 +22,14 @@ def test_figures_are_of_all_answers_and_a_lone_token_has_no_further_one() -> Non
 def test_same_answers_are_counted_by_their_text() -> None:
     one = Outcome([Answer(1, 2, 2, "a"), Answer(1, 2, 2, "b")], 1.0)
     assert same_pct(one, Outcome([Answer(9, 9, 2, "a"), Answer(1, 2, 2, "other")], 1.0)) == 50
+
+
+def test_a_load_that_drifts_over_the_rounds_cancels_in_their_ratio() -> None:
+    answers = [Answer(1, 2, 2, "a")] * 4
+    ours = [Outcome(answers, seconds) for seconds in (1.0, 4.0, 20.0)]
+    theirs = [Outcome(answers, seconds) for seconds in (2.0, 8.0, 20.0)]
+    assert ratios_of(ours, theirs, "r") == {"r": 2.0, "r_min": 1.0, "r_max": 2.0}
+    assert merged(ours) == Outcome(answers * 3, 25.0)
 
 
 def asked(*chunks: dict[str, object]) -> Answer:
