@@ -300,8 +300,12 @@ def _entry_views(session: Session, rows: Sequence[Row]) -> tuple[EntryView, ...]
             if account is None:
                 account = of[kind, owner, sub] = Account(AccountKind(kind), owner, sub)
             found[entry_id].append(Posting(account, amount))
-    columns: Sequence[Any] = rows
-    return tuple(EntryView(*row, tuple(found[row[0]])) for row in columns)
+    return tuple(_entry_view(row, found[row[0]]) for row in rows)
+
+
+def _entry_view(row: Sequence[Any], postings: Sequence[Posting]) -> EntryView:
+    columns: list[Any] = [*row, tuple(postings)]
+    return EntryView(*columns)
 
 
 @cache
