@@ -177,13 +177,17 @@ def test_the_one_that_loses_least_goes_and_only_as_many_as_needed(fabric, agent)
     assert states == ["RUNNING", "PREEMPTING"]
 
 
-def test_the_room_is_kept_for_who_evicted(fabric, agent):
-    _, grant = spot(fabric, agent, gpus="H100:2")
+def test_the_room_is_kept_for_who_evicted_while_others_still_leave(fabric, agent):
+    grants = [spot(fabric, agent)[1] for _ in range(2)]
     wants = fabric.submit(gpu=["H100:2"])["id"]
-    agent.expect(link.Notice)
-    closes(agent, grant)
-    quick = fabric.submit(who="bob", gpu=["H100"])
+    for _ in grants:
+        agent.expect(link.Notice)
+    closes(agent, grants[0])
+    quick = fabric.submit(who="carol", gpu=["H100"])
     assert quick["state"] == "QUEUED"
+    fabric.tick()
+    assert [fabric.run(wants)["state"], fabric.run(quick["id"], who="carol")["state"]] == ["QUEUED", "QUEUED"]
+    closes(agent, grants[1])
     fabric.tick()
     assert fabric.run(wants)["state"] == "STARTING"
 

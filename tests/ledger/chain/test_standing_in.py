@@ -145,6 +145,16 @@ def test_the_new_gpu_earns_for_the_holder_of_the_old_ones_nft_and_who_buys_the_n
     assert town.faults() == []
 
 
+def test_what_was_booked_of_that_time_before_it_was_decided_is_booked_again(town):
+    town.ledger.hold(NEW, "r", "alice", 1_000_000, "hold/new")
+    town.clock.advance(1_000)
+    town.use(NEW, 1)
+    assert town.see(NEW, after_ms=0) == 1
+    rows = town.session.execute(text("SELECT holder, gpu_ms FROM ledger_usage ORDER BY entry_id")).all()
+    assert [tuple(row) for row in rows] == [(OPERATOR, 1_000), (OPERATOR, 999), (HEIDI, 1)]
+    assert town.faults() == []
+
+
 def test_what_was_booked_before_a_sale_of_the_nft_became_known_is_booked_again(town):
     town.ledger.hold(NEW, "r", "alice", 1_000_000, "hold/new")
     town.see(NEW)
