@@ -1,13 +1,15 @@
 """Receipts, ledger, epochs and pools live a random life together, beside a model in plain Python of what is billed.
 
-Leases open, tick and close by real signed receipts, which come in order, early, twice, late or of an old generation;
-agents fall silent, epochs close, GPUs join and leave pools. After each step every checker of the audit is silent.
+Leases open, tick and close by real signed receipts, which come in order, early, twice, late, forged, of another lease
+or against what was said before; agents fall silent, spot leases leave for others, prices change, epochs close, GPUs
+join and leave pools. Whatever happens, every checker of the audit is silent.
 """
 
 import atexit
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -15,17 +17,20 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
-from scripted import BALANCE, H100_PRICE, KEY, bootstrap_file
+from nacl.signing import SigningKey
+from scripted import BALANCE, H100_PRICE, KEY, OTHER_KEY, bootstrap_file
 from sqlmodel import Session, col, select
 
-from api import bootstrap, ledger_jobs, nonces, sweeps
+from api import bootstrap, inventory, ledger_jobs, nonces, sweeps
 from api.audit import API_CHECKS
 from api.broker import Broker
+from api.fleets import note_change
 from api.metering import Arrived, Metering
+from api.notice_tables import NoticeRow
 from api.plane import build
 from api.schemas import RunRequest
 from api.settings import Settings
-from api.tables import ClusterRow, GpuRow, LeaseGpuRow, LeaseRow, NodeRow, NonceRow, PriceRow
+from api.tables import ClusterRow, EquivocationRow, GpuRow, LeaseGpuRow, LeaseRow, NodeRow, NonceRow
 from fabric.wire import receipts
 from fabric.wire.clock import ManualClock
 from fabric.wire.errors import Error
@@ -46,6 +51,23 @@ CHECKS = (*LEDGER_CHECKS, *API_CHECKS)
 """Pools are moved here without a wallet's word, which their own checkers would miss."""
 SIGNED = Signed("0x" + "11" * 20, b"s", 0)
 TOO_OLD_MS = 600_000
+PRICES = {"on_demand": H100_PRICE, "spot": H100_PRICE // 2}
+THOROUGH = settings().max_examples > 100
+LOOK_EVERY = 1 if THOROUGH else 5
+"""So many steps between two runs of all checkers: what they look for stays in the rows."""
+
+LIES: dict[str, Callable[[receipts.Receipt], receipts.Receipt]] = {
+    "another fabric": lambda said: replace(said, fabric_id="another"),
+    "another operator": lambda said: replace(said, operator="op-2"),
+    "a later generation": lambda said: replace(said, generation=2),
+    "real GPUs": lambda said: replace(said, simulated=False),
+    "a nonce of its own": lambda said: replace(said, nonce=bytes(32)),
+    "a nonce of the future": lambda said: replace(said, nonce_seq=10**6),
+    "another past": lambda said: replace(said, previous=b"x" * 32),
+    "another GPU": lambda said: replace(said, gpus=tuple(replace(line, uuid="GPU-9") for line in said.gpus)),
+    "half a GPU": lambda said: replace(said, gpus=tuple(replace(line, share_milli=500) for line in said.gpus)),
+    "a second beginning": lambda said: replace(said, kind=ReceiptKind.OPEN if said.seq else ReceiptKind.TICK),
+}
 
 
 @dataclass
@@ -57,6 +79,7 @@ class Lease:
     customer: str
     gpu: str
     granted_ms: int
+    price_dc: int
     claimed_ms: int = 0
     next_seq: int = 0
     previous: bytes = receipts.GENESIS_HASH
@@ -72,13 +95,15 @@ class Lease:
 
 @dataclass
 class Sent:
-    """A signed receipt, and when the nonce that it echoes was issued."""
+    """A signed receipt, and the nonce that it echoes."""
 
-    data: bytes
-    kind: ReceiptKind
-    seq: int
+    receipt: receipts.Receipt
     claim_ms: int
     nonce_ms: int
+
+    @property
+    def data(self) -> bytes:
+        return receipts.sign(self.receipt, (), KEY).to_bytes()
 
 
 class ReceiptLife(RuleBasedStateMachine):
@@ -92,7 +117,8 @@ class ReceiptLife(RuleBasedStateMachine):
         self.plane = build(_settings(self.folder), self.clock)
         self.metering = Metering(self.plane)
         self.all: list[Lease] = []
-        self.nonces: list[int] = []
+        self.prices = dict(PRICES)
+        self.steps = 0
         self.pass_time(1_000)
 
     def pass_time(self, ms: int, *, heard: bool = True) -> None:
@@ -105,37 +131,51 @@ class ReceiptLife(RuleBasedStateMachine):
                 cluster.last_heard_ms, cluster.connected = now, True
             for customer in CUSTOMERS:
                 Broker(self.plane, session).heartbeat(customer, f"ses-{customer}")
-        self.nonces.append(now)
         sweeps.sweep(self.plane)
         ledger_jobs.tick(self.plane)
         self.look()
 
     def look(self) -> None:
-        """What the control plane decided by itself about leases: released, lost."""
+        """What the control plane decided by itself about leases: granted to who waited, released, noticed, lost."""
         with self.plane.database.read() as session:
+            known = {lease.id for lease in self.all}
+            for row in session.scalars(select(LeaseRow).where(col(LeaseRow.id).not_in(known))):
+                gpu = session.scalars(select(LeaseGpuRow.gpu).where(LeaseGpuRow.lease == row.id)).one()
+                assert row.price_dc_per_gpu_hour == self.prices[row.tier]
+                self.all.append(Lease(row.id, row.run, row.customer, gpu, row.granted_ms, self.prices[row.tier]))
             for lease in self.all:
                 row = session.get_one(LeaseRow, lease.id)
                 if lease.released_ms is None and row.release_ms is not None:
                     lease.released_ms = row.release_ms
                 lease.closed = lease.closed or row.state not in {state.value for state in ACTIVE_LEASE_STATES}
-                if row.state == "LOST":
+                notice = session.get(NoticeRow, lease.id)
+                ended = notice is not None and self.clock.now_ms() >= notice.until_ms
+                if row.state == "LOST" or ended or row.least_ms > 1_000:
                     lease.exact = False
 
-    @rule(target=leases, customer=st.sampled_from(CUSTOMERS), budget=st.sampled_from([None, 20_000, 10_000_000]))
-    def submit(self, customer: str, budget: int | None):
+    @rule(
+        target=leases,
+        customer=st.sampled_from(CUSTOMERS),
+        budget=st.sampled_from([None, 20_000, 10_000_000]),
+        tier=st.sampled_from(sorted(PRICES)),
+        waits=st.booleans(),
+    )
+    def submit(self, customer: str, budget: int | None, tier: str, *, waits: bool = False):
+        """What waits may evict spot leases; it is granted, if ever, when they have left."""
         run = RunRequest(id=new_id("run"), session=f"ses-{customer}", kind="run", python="3.11", gpu=["H100"],
-                         budget_dc=budget, queue_timeout_ms=0)  # fmt: skip
+                         tier=tier, budget_dc=budget, queue_timeout_ms=600_000 if waits else 0)  # fmt: skip
         try:
             with self.plane.database.write() as session:
                 Broker(self.plane, session).submit(customer, run)
-                row = session.scalars(select(LeaseRow).where(col(LeaseRow.run) == run.id)).one()
-                gpu = session.scalars(select(LeaseGpuRow.gpu).where(LeaseGpuRow.lease == row.id)).one()
         except Error:
             return multiple()
-        self.nonces.append(self.clock.now_ms())
-        lease = Lease(row.id, run.id, customer, gpu, self.clock.now_ms())
-        self.all.append(lease)
-        return lease
+        self.look()
+        return next((lease for lease in self.all if lease.run == run.id), multiple())
+
+    @rule(target=leases)
+    def granted_since(self):
+        """Leases that no submission gave at once."""
+        return multiple(*(lease for lease in self.all if not lease.sent and not lease.closed))
 
     @rule(lease=leases, more=st.sampled_from([0, 1, 900, 30_000, 7_200_000]), closes=st.integers(0, 4))
     def sign(self, lease: Lease, more: int, closes: int) -> None:
@@ -155,8 +195,7 @@ class ReceiptLife(RuleBasedStateMachine):
             task_root=receipts.task_root(()), simulated=True,
             **({"reason": "done"} if kind is ReceiptKind.CLOSE else {}),
         )  # fmt: skip
-        data = receipts.sign(receipt, (), KEY).to_bytes()
-        lease.sent.append(Sent(data, kind, lease.next_seq, lease.claimed_ms, nonce.issued_ms))
+        lease.sent.append(Sent(receipt, lease.claimed_ms, nonce.issued_ms))
         lease.next_seq, lease.previous = lease.next_seq + 1, receipt.hash
 
     @rule(lease=leases)
@@ -168,6 +207,7 @@ class ReceiptLife(RuleBasedStateMachine):
         target=leases,
         customer=st.sampled_from(CUSTOMERS),
         budget=st.sampled_from([None, 20_000]),
+        tier=st.sampled_from(sorted(PRICES)),
         work=st.lists(
             st.tuples(st.sampled_from([1_000, 7_300, 50_000]), st.sampled_from([1, 900, 1_333, 7_200_000])),
             min_size=1,
@@ -175,9 +215,9 @@ class ReceiptLife(RuleBasedStateMachine):
         ),
         end=st.sampled_from(["stays open", "closes", "is released and goes on", "closes at once"]),
     )
-    def work(self, customer: str, budget: int | None, work: list[tuple[int, int]], end: str):
+    def work(self, customer: str, budget: int | None, tier: str, work: list[tuple[int, int]], end: str):
         """A lease as most are; without it little would ever be billed."""
-        lease = self.submit(customer, budget)
+        lease = self.submit(customer, budget, tier)
         if not isinstance(lease, Lease):
             return lease
         for ms, more in [(1_000, 0), *([] if end == "closes at once" else work)]:
@@ -202,10 +242,56 @@ class ReceiptLife(RuleBasedStateMachine):
         for sent in [*lease.sent, *reversed(lease.sent)]:
             self.deliver(lease, sent)
 
+    @rule(lease=leases, lie=st.sampled_from(sorted(LIES)))
+    def lie(self, lease: Lease, lie: str) -> None:
+        """It is signed for what would come next."""
+        if lease.taken + 1 < len(lease.sent):
+            self.bills_nothing(LIES[lie](lease.sent[lease.taken + 1].receipt))
+
+    @rule(lease=leases, key=st.sampled_from([OTHER_KEY]))
+    def forge(self, lease: Lease, key: SigningKey) -> None:
+        if lease.taken + 1 < len(lease.sent):
+            self.bills_nothing(lease.sent[lease.taken + 1].receipt, key)
+
+    @rule(lease=leases, other=leases)
+    def say_it_of_another_lease(self, lease: Lease, other: Lease) -> None:
+        if lease is not other and lease.taken + 1 < len(lease.sent):
+            self.bills_nothing(replace(lease.sent[lease.taken + 1].receipt, lease=other.id))
+
+    @rule(lease=leases, data=st.data())
+    def contradict(self, lease: Lease, data: st.DataObject) -> None:
+        """Another body under a number that was taken bills nothing, and is kept once."""
+        if lease.taken < 0:
+            return
+        said = data.draw(st.sampled_from(lease.sent[: lease.taken + 1])).receipt
+        lie = replace(said, reason="x")
+        for _ in range(2):
+            self.bills_nothing(lie)
+        with self.plane.database.read() as session:
+            kept = session.scalars(select(EquivocationRow.hash).where(EquivocationRow.lease == lease.id)).all()
+        assert kept.count(lie.hash) == 1
+
+    def bills_nothing(self, lie: receipts.Receipt, key: SigningKey = KEY) -> None:
+        before = self.books()
+        self.take(receipts.sign(lie, (), key).to_bytes())
+        assert self.books()["meters"] == before["meters"]
+        self.look()
+
+    @rule(tier=st.sampled_from(sorted(PRICES)), dc=st.sampled_from([1, H100_PRICE // 2, H100_PRICE, 777_777]))
+    def the_price_changes(self, tier: str, dc: int) -> None:
+        """For leases from now on."""
+        self.prices[tier] = dc
+        with self.plane.database.write() as session:
+            inventory.write_prices(session, CLUSTER, {"H100": self.prices}, self.clock.now_ms())
+            note_change(session, self.clock.now_ms(), CLUSTER)
+
+    def take(self, data: bytes) -> None:
+        self.metering.take([Arrived("op-1", (bytes(KEY.verify_key),), data)])
+
     def deliver(self, lease: Lease, sent: Sent) -> None:
         before = self.books()
-        self.metering.take([Arrived("op-1", (bytes(KEY.verify_key),), sent.data)])
-        if sent.seq != lease.taken + 1 or lease.closed:
+        self.take(sent.data)
+        if sent.receipt.seq != lease.taken + 1 or lease.closed:
             assert self.books() == before, "what is early, known or of a lease that is over changes nothing"
             return
         now = self.clock.now_ms()
@@ -214,22 +300,24 @@ class ReceiptLife(RuleBasedStateMachine):
             lease.exact = False
             self.look()
             return
-        lease.taken = sent.seq
-        if sent.kind is ReceiptKind.OPEN:
+        lease.taken = sent.receipt.seq
+        if sent.receipt.kind is ReceiptKind.OPEN:
             lease.opened_ms = max(sent.nonce_ms, lease.granted_ms)
         self.bill(lease, sent, now)
-        if sent.kind is ReceiptKind.CLOSE:
+        if sent.receipt.kind is ReceiptKind.CLOSE:
             lease.closed = True
         self.look()
 
     def bill(self, lease: Lease, sent: Sent, now: int) -> None:
         """DESIGN §7: the smaller of claim and window, a second at least in the end."""
         assert lease.opened_ms is not None
-        end = min((at for at in self.nonces if at > sent.nonce_ms), default=now)
+        with self.plane.database.read() as session:
+            issued = session.execute(select(NonceRow.seq, NonceRow.issued_ms)).all()
+        end = min((at for seq, at in issued if seq > sent.receipt.nonce_seq), default=now)
         if lease.released_ms is not None:
             end = min(end, lease.released_ms + 5_000)
         window = max(0, min(end, now) - lease.opened_ms)
-        least = 1_000 if sent.kind is ReceiptKind.CLOSE else 0
+        least = 1_000 if sent.receipt.kind is ReceiptKind.CLOSE else 0
         lease.billed_ms = max(min(sent.claim_ms, window), lease.billed_ms, least)
 
     @rule(lease=leases)
@@ -239,7 +327,6 @@ class ReceiptLife(RuleBasedStateMachine):
             active = row.state in {state.value for state in ACTIVE_LEASE_STATES}
             if active and row.release_ms is None:
                 Broker(self.plane, session).release(row, row.generation, "done")
-                self.nonces.append(self.clock.now_ms())
         self.look()
 
     @rule(ms=st.sampled_from([1_000, 7_000, 29_000, 170_000, 590_000]))
@@ -285,9 +372,10 @@ class ReceiptLife(RuleBasedStateMachine):
                 row = session.get_one(LeaseGpuRow, (lease.id, lease.gpu))
                 if lease.exact:
                     assert row.billed_ms == lease.billed_ms
-                    due = -(-row.billed_ms * H100_PRICE // 3_600_000)
+                    due = -(-row.billed_ms * lease.price_dc // 3_600_000)
                     assert row.charged_dc == min(due, session.get_one(LeaseRow, lease.id).set_aside_dc)
-                assert row.billed_ms <= max(1_000, self.clock.now_ms() - lease.granted_ms)
+                most = max(session.get_one(LeaseRow, lease.id).least_ms, self.clock.now_ms() - lease.granted_ms)
+                assert row.billed_ms <= most
             for customer in CUSTOMERS:
                 own = select(LeaseRow).where(col(LeaseRow.customer) == customer)
                 charged = sum(row.charged_dc for row in session.scalars(own))
@@ -296,12 +384,18 @@ class ReceiptLife(RuleBasedStateMachine):
 
     @invariant()
     def every_checker_is_silent(self) -> None:
+        self.steps += 1
+        if self.steps % LOOK_EVERY == 0:
+            self.audit()
+
+    def audit(self) -> None:
         with self.plane.database.read() as session:
             report = run_audit(session, CHECKS, now_ms=self.clock.now_ms())
         assert [(one.name, one.findings[0]) for one in report.results if one.findings] == []
 
     def teardown(self) -> None:
         if hasattr(self, "plane"):
+            self.audit()
             self.plane.database.close()
             shutil.rmtree(self.folder)
 
@@ -337,16 +431,14 @@ def _equip(session: Session, now: int) -> None:
                            model="H100", name="H100", memory_bytes=80 * 10**9, simulated=True, healthy=True,
                            present=True, problem="", driver="", pcie="", share_sizes_milli=[], used_milli=0,
                            first_seen_ms=now))  # fmt: skip
-    session.add(
-        PriceRow(cluster=CLUSTER, model="H100", tier="on_demand", price_dc_per_gpu_hour=H100_PRICE, since_ms=now)
-    )
+    inventory.write_prices(session, CLUSTER, {"H100": PRICES}, now)
 
 
 TestReceiptLife = ReceiptLife.TestCase
 TestReceiptLife.settings = settings(
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink a life takes longer than to read it
-    derandomize=settings().max_examples <= 100,
+    derandomize=not THOROUGH,
     stateful_step_count=25,
     max_examples=max(8, settings().max_examples // 12),
 )
