@@ -15,8 +15,7 @@ demo: $(READY)
 	$(BIN)/fabric demo
 
 test: $(READY) $(VENV)/.models
-	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not gpu"
-	$(BIN)/pytest -m "ray and not gpu"
+	$(BIN)/pytest -n 3 --dist loadfile -m "not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
