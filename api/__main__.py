@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from types import FrameType
 from typing import NoReturn
 
 import structlog
@@ -17,6 +18,7 @@ from api.app import create_app
 from api.bootstrap import BootstrapError
 from api.database import DatabaseUnusable
 from api.settings import Settings
+from api.signals import Signals
 from fabric.wire.clock import SystemClock
 from fabric.wire.keys import UnknownKey, refuse_unknown
 from fabric.wire.link import MAX_MESSAGE_BYTES
@@ -47,7 +49,19 @@ def main() -> None:
             ws_ping_timeout=SLOWED_S,
             timeout_graceful_shutdown=5,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, app.state.plane.signals).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Lets those who wait for a long poll go before connections are closed: an interrupted one would be a 500."""
+
+    def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
+        super().__init__(config)
+        self._signals = signals
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._signals.end()
+        super().handle_exit(sig, frame)
 
 
 def _settings() -> tuple[Settings, ChainSettings]:

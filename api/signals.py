@@ -16,6 +16,8 @@ class Signals:
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.ending = False
+        """The control plane ends: long polls answer what there is."""
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """The loop in which coroutines wait; before it is known, nobody does."""
@@ -30,6 +32,11 @@ class Signals:
         """Wake everybody who waits: what was said meanwhile is not known. From any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(lambda: self._fire(tuple(self._waiting)))
+
+    def end(self) -> None:
+        """Wake everybody for the last time; from any thread."""
+        self.ending = True
+        self.notify_all()
 
     def seen(self, topic: str) -> int:
         """The topic's counter: take it before reading the rows, hand it to `wait`. Only inside the loop."""

@@ -223,7 +223,7 @@ async def _wait(plane: Plane, run_id: str, wait_s: float, look: Any) -> Any:
         seen = plane.signals.seen(run_topic(run_id))
         enough, answer = await to_thread.run_sync(look)
         left = (deadline - plane.clock.monotonic_ns()) / 1e9
-        if enough or left <= 0 or not await plane.signals.wait(run_topic(run_id), seen, left):
+        if enough or left <= 0 or plane.signals.ending or not await plane.signals.wait(run_topic(run_id), seen, left):
             return answer
 
 

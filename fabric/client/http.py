@@ -33,7 +33,7 @@ class ControlPlane:
 
     Attributes:
         ended: it is known to have ended for good, so that nobody needs to wait for it. `is_over` is asked about that
-            when it cannot be reached.
+            when it fails.
     """
 
     def __init__(self, url: str, api_key: str | None, is_over: Callable[[], bool] = lambda: False) -> None:
@@ -189,25 +189,30 @@ class ControlPlane:
             try:
                 response = await self._http.request(method, path, **options)
             except httpx.TransportError as error:
-                failure = self._unreachable(error)
+                failure = self._unless_ended(self._unreachable(error))
             else:
                 if response.is_success:
                     return response
-                failure = _problem(response)
+                failure = self._unless_ended(_problem(response))
             if delay is None or not (isinstance(failure, ServiceError) and failure.retryable):
                 raise failure
             await asyncio.sleep(delay)
         raise AssertionError
 
     def _unreachable(self, error: httpx.TransportError) -> ServiceError:
-        self.ended = self.ended or self._is_over()
-        if self.ended:
-            return ServiceError(f"the embedded fabric at {self.url} was stopped; the next call starts it again")
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return ServiceError(
             f"the control plane at {self.url} cannot be reached ({told}); is FABRIC_URL right and is it running?",
             retryable=True,
         )
+
+    def _unless_ended(self, failure: Exception) -> Exception:
+        """What failed, or that there is nobody any more."""
+        if isinstance(failure, ServiceError):
+            self.ended = self.ended or self._is_over()
+            if self.ended:
+                return ServiceError(f"the embedded fabric at {self.url} was stopped; the next call starts it again")
+        return failure
 
 
 def _problem(response: httpx.Response) -> Exception:

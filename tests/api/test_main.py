@@ -1,9 +1,17 @@
-"""What `python -P -m api` refuses to start with, its exit code, and what it says."""
+"""What `python -P -m api` refuses to start with, its exit code, and what it says; how it ends."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 import structlog
+from scripted import bootstrap_file
 
 from api.__main__ import EXIT_PORT, EXIT_SETTINGS, EXIT_UNUSABLE, main
 
@@ -53,3 +61,35 @@ def test_a_damaged_database_or_bootstrap_file_is_refused(start, tmp_path):
     (tmp_path / "fabric.db-wal").unlink(missing_ok=True)
     code, said = start()
     assert (code, "cannot be opened as a database" in said) == (EXIT_UNUSABLE, True)
+
+
+def test_who_waits_in_a_long_poll_is_answered_when_it_ends(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    keys = {"FABRIC_STATE_DIR": tmp_path, "FABRIC_PORT": port, "FABRIC_BOOTSTRAP": bootstrap_file(tmp_path)}
+    environ = os.environ | {name: str(value) for name, value in keys.items()}
+    process = subprocess.Popen([sys.executable, "-P", "-m", "api"], env=environ)
+    headers = {"Authorization": "Bearer key-alice"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=40) as client:
+        try:
+            while not answers(client):
+                assert process.poll() is None
+                time.sleep(0.05)
+            waits = {"id": "run_1", "session": "ses", "python": "3.11", "retry": {"on": ["no_capacity"], "max": 1}}
+            client.post("/v1/runs", json=waits).raise_for_status()
+            with ThreadPoolExecutor() as threads:
+                poll = threads.submit(client.get, "/v1/runs/run_1/route", params={"wait_s": 25})
+                time.sleep(0.3)
+                process.send_signal(signal.SIGTERM)
+                assert poll.result().status_code == 200
+            assert poll.result().json()["routes"] == []
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def answers(client):
+    try:
+        return client.get("/readyz").is_success
+    except httpx.TransportError:
+        return False

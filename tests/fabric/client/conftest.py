@@ -207,7 +207,7 @@ class SmallFabric:
         self.runs, self.leases, self.nodes, self.blobs, self.endpoints = {}, {}, {}, {}, {}
         self.requests, self.problems, self.probes = [], [], []
         self.fits_nothing = ""
-        self.away = False
+        self.away, self.last_words = False, None
         self.more_offers = []
         self.wishes = {}
         self.python = ".".join(platform.python_version_tuple()[:2])
@@ -222,10 +222,10 @@ class SmallFabric:
 
             def handle_any(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                if fabric.away:
+                if fabric.away and fabric.last_words is None:
                     self.close_connection = True
                     return
-                status, answer = fabric.handle(self.command, self.path, body)
+                status, answer = fabric.last_words if fabric.away else fabric.handle(self.command, self.path, body)
                 content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))

@@ -63,7 +63,10 @@ def test_a_run_goes_on_when_the_control_plane_answers_again(small_fabric, capsys
     assert "the control plane answers again" in "".join([*said, capsys.readouterr().err])
 
 
-def test_who_stops_the_embedded_fabric_is_told_at_once_and_the_next_call_starts_it_again(small_fabric, monkeypatch):
+@pytest.mark.parametrize("last_words", [None, (500, {})])
+def test_who_stops_the_embedded_fabric_is_told_at_once_and_the_next_call_starts_it_again(
+    small_fabric, monkeypatch, last_words
+):
     starts = []
 
     class Embedded:
@@ -71,6 +74,8 @@ def test_who_stops_the_embedded_fabric_is_told_at_once_and_the_next_call_starts_
 
         def is_over(self):
             return small_fabric.away
+
+    small_fabric.last_words = last_words
 
     def ensure(session_id, _say):
         starts.append(session_id)

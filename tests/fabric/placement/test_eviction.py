@@ -73,11 +73,12 @@ def fleets(draw) -> Fleet:
     sizes = {name: draw(st.integers(1, 4)) for name in NODES[: draw(st.integers(1, 4))]}
     leases: list[Held] = []
     for name, gpus in sizes.items():
-        free = list(range(gpus))
+        free, gangs = list(range(gpus)), ["", "", "red", "blue"]  # a gang has one lease on a node
         while free and len(leases) < 9 and draw(st.integers(0, 3)):
             mine = [free.pop() for _ in range(draw(st.integers(1, len(free))))]
             tier = draw(st.sampled_from(["spot", "spot", "spot", "on_demand"]))
-            gang = draw(st.sampled_from(["", "", "red", "blue"])) if tier == "spot" else ""
+            gang = draw(st.sampled_from(gangs)) if tier == "spot" else ""
+            gangs = [one for one in gangs if one != gang or not gang]
             cpu_milli = draw(st.sampled_from([0, 4_000]))
             safe_ms = draw(st.integers(0, 9)) * 100
             leases.append(
