@@ -33,9 +33,12 @@ class Failed:
         """The exception to raise at the caller's: its own class where that is Python's or the fabric's."""
         known = getattr(builtins, self.type_name, None) or getattr(fabric, self.type_name, None)
         where = f"on rank {self.rank} of {world_size}:\n{self.traceback}"
-        if isinstance(known, type) and issubclass(known, Exception):
+        if self.type_name == "OutOfMemoryError":  # torch's, of a GPU
+            error: BaseException = fabric.OutOfMemory(self.message)
+            error.reason = type(error.reason).OOM
+        elif isinstance(known, type) and issubclass(known, Exception):
             try:
-                error: BaseException = known(self.message)
+                error = known(self.message)
             except TypeError:
                 error = self._remote()
         else:

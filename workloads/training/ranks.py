@@ -70,10 +70,11 @@ def _run_rank(
     failed: Failed | None = None
     value: Any = None
     try:
-        value = loop(session, *args, **kwargs)
-        session.finish()
-    except Exception as error:  # noqa: BLE001 - whatever the loop raises is its result
-        failed = group.judge(error)
+        try:
+            value = loop(session, *args, **kwargs)
+            session.finish()
+        except Exception as error:  # noqa: BLE001 - whatever the loop raises is its result
+            failed = group.judge(error)
     except KeyboardInterrupt:
         if group.verdict:
             raise RankLost(group.verdict) from None

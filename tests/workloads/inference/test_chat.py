@@ -139,6 +139,20 @@ def test_weights_beyond_the_gpus_memory_say_what_to_ask_for():
         weights.check_fit(20 * 10**9, 16 * 10**9)
 
 
+def test_a_model_goes_to_a_gpu_that_holds_it_and_is_refused_where_it_does_not_fit(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "model.safetensors").write_bytes(bytes(1_000))
+    assert weights.device_for(tmp_path) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for free, answer in ((1_200, "cuda"), (1_199, "")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 10_000))
+        if answer:
+            assert weights.device_for(tmp_path) == answer
+        else:
+            with pytest.raises(fabric.InvalidRequest, match="ask for a larger one"):
+                weights.device_for(tmp_path)
+
+
 def test_an_unknown_model_and_a_folder_without_one_are_refused(tmp_path):
     with pytest.raises(fabric.InvalidRequest, match="SmolLM2"):
         weights.find("no-such-model")

@@ -2,6 +2,7 @@
 
 import xml.etree.ElementTree as ET
 
+import fabric
 from workloads.training import metrics
 from workloads.training.outcome import Failed, Trained
 from workloads.training.plot import curve, page
@@ -55,5 +56,7 @@ def test_a_failure_comes_back_as_the_exception_it_was_or_as_one_that_names_it():
     known = Failed(1, "KeyError", "x", "Traceback …").error(2)
     assert type(known) is KeyError
     assert known.__notes__[0].startswith("on rank 1 of 2")
+    full = Failed(1, "OutOfMemoryError", "CUDA out of memory", "Traceback …").error(2)
+    assert (type(full), full.reason) == (fabric.OutOfMemory, "oom")
     foreign = Failed(0, "SystemExitish", "x", "Traceback …").error(2)
     assert str(foreign) == "SystemExitish: x"
