@@ -281,7 +281,11 @@ class LedgerLife(RuleBasedStateMachine):
         )
 
 
+THOROUGH = settings().max_examples > 100
+
 TestLedgerLife = LedgerLife.TestCase
 TestLedgerLife.settings = settings(
-    deadline=None, stateful_step_count=40, max_examples=max(30, settings().max_examples // 3)
+    deadline=None,
+    stateful_step_count=40 if THOROUGH else 20,
+    max_examples=settings().max_examples // (3 if THOROUGH else 1),
 )
