@@ -9,9 +9,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from scripted import Agent, Fabric, TestClient, bootstrap_file
+from scripted import Agent, Fabric, starts
 
-from api.app import create_app
+from api.database import Database
+from api.schema import migrate
 from api.settings import Settings
 from fabric.wire import link
 from fabric.wire.clock import ManualClock
@@ -22,32 +23,20 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its tables and nothing in them: to make them is most of the start of a control plane."""
+    folder = tmp_path_factory.mktemp("migrated")
+    database = Database(Settings(state_dir=folder).sqlalchemy_url, lambda *_: None)
+    migrate(database)
+    database.close()
+    return folder / "fabric.db"
+
+
 @pytest.fixture
-def start(tmp_path: Path, clock: ManualClock) -> Iterator[Callable[..., Fabric]]:
+def start(tmp_path: Path, clock: ManualClock, migrated: Path) -> Iterator[Callable[..., Fabric]]:
     """Start a control plane on this test's state directory; called again, the one before is stopped."""
-    running: list[Fabric] = []
-
-    def stop() -> None:
-        while running:
-            fabric = running.pop()
-            fabric.hang_up()
-            fabric.client.__exit__(None, None, None)
-
-    def begin(**settings: Any) -> Fabric:
-        stop()
-        options = {
-            "state_dir": tmp_path,
-            "bootstrap": bootstrap_file(tmp_path),
-            "allow_simulated": True,
-            "challenges": False,
-        } | settings
-        app = create_app(Settings(**options), clock, tick_s=None)
-        client = TestClient(app)
-        running.append(Fabric(app, client.__enter__(), clock))
-        return running[-1]
-
-    yield begin
-    stop()
+    yield from starts(tmp_path, clock, migrated)
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import json
+import shutil
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from fastapi import FastAPI
 from nacl.signing import SigningKey
 
 from api import app as application
+from api.app import create_app
 from api.plane import Plane
+from api.settings import Settings
 from fabric.wire import link, receipts
 from fabric.wire.clock import ManualClock
 from fabric.wire.ids import new_id
@@ -76,6 +80,34 @@ class Fabric:
     def audit(self) -> list[Any]:
         answer = self.call("GET", "/v1/audit", who="admin")
         return [check for check in answer["checks"] if not check["ok"]]
+
+
+def starts(folder: Path, clock: ManualClock, migrated: Path) -> Iterator[Callable[..., Fabric]]:
+    """Yields what starts a control plane on this folder, from a copy of that database; each start ends the last one."""
+    shutil.copy(migrated, folder / "fabric.db")
+    running: list[Fabric] = []
+
+    def stop() -> None:
+        while running:
+            fabric = running.pop()
+            fabric.hang_up()
+            fabric.client.__exit__(None, None, None)
+
+    def begin(**settings: Any) -> Fabric:
+        stop()
+        options = {
+            "state_dir": folder,
+            "bootstrap": bootstrap_file(folder),
+            "allow_simulated": True,
+            "challenges": False,
+        } | settings
+        app = create_app(Settings(**options), clock, tick_s=None)
+        client = TestClient(app)
+        running.append(Fabric(app, client.__enter__(), clock))
+        return running[-1]
+
+    yield begin
+    stop()
 
 
 class Agent:

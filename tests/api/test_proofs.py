@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from scripted import Agent, starts
 
 from fabric.client.runs import RunReceipt
 from fabric.wire import link
+from fabric.wire.clock import ManualClock
 from fabric.wire.merkle import leaf, tag, verify
 from fabric.wire.receipts import ReceiptError, ReceiptKind, TaskLine
 
@@ -15,9 +17,19 @@ def _task(run: str) -> TaskLine:
     return TaskLine(run, 0, 1, ("GPU-1",), 0, 5000, 5000, 0, "done")
 
 
-@pytest.fixture
-def run_in_epoch(fabric, agent) -> dict:
+@pytest.fixture(scope="module")
+def fabric(tmp_path_factory, migrated):
+    """For all tests here: they only read."""
+    planes = starts(tmp_path_factory.mktemp("proofs"), ManualClock(), migrated)
+    yield next(planes)()
+    next(planes, None)
+
+
+@pytest.fixture(scope="module")
+def run_in_epoch(fabric) -> dict:
     """A run of five seconds whose usage was burned in a closed epoch."""
+    agent = Agent(fabric)
+    agent.connect()
     run = fabric.submit(gpu=["H100"], name="train")
     grant = agent.expect(link.Grant)
     agent.open(grant)
