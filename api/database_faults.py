@@ -33,6 +33,11 @@ _POSTGRESQL_CLASSES = {
 }
 
 
+def holds_nul(error: DBAPIError) -> bool:
+    """Whether PostgreSQL was given text with the character NUL, which it cannot store or look for."""
+    return "NUL (0x00)" in str(error.orig)
+
+
 def fault(error: DBAPIError) -> str | None:
     """What is the matter with the database and what to do, to follow its name; None when it is not at fault."""
     found = error.orig

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
-from api.database_faults import fault
+from api.database_faults import fault, holds_nul
 from fabric.placement.grammar import GrammarError
 from fabric.placement.request import RequestError
 from fabric.wire.errors import (
@@ -155,6 +155,8 @@ async def _domain(_request: Request, error: Exception) -> JSONResponse:
 async def _database(request: Request, error: Exception) -> JSONResponse:
     """The database itself failed: whoever runs it must look, and whoever asks may ask again."""
     assert isinstance(error, DBAPIError)
+    if holds_nul(error):
+        return problem(422, InvalidRequest.code, "text cannot hold the character NUL (U+0000)")
     says = fault(error)
     if says is None:
         return await _unexpected(request, error)

@@ -314,3 +314,13 @@ def test_reputations_are_made_of_the_same_facts_here(planes, url, tmp_path):
         conduct.sweep(app.state.plane)
         answer = here.call("GET", "/v1/operators/op-2/reputation")
     assert answer["reputation"] == score([DayFacts(**day) for day in answer["days"]], answer["today"]).value
+
+
+def test_text_that_postgresql_cannot_hold_is_refused_and_no_fault(url, tmp_path):
+    settings = Settings(
+        state_dir=tmp_path / "named", database_url=url, bootstrap=bootstrap_file(tmp_path), allow_simulated=True
+    )
+    app = create_app(settings, ManualClock(), tick_s=None)
+    with TestClient(app, raise_server_exceptions=False) as client, Fabric(app, client, app.state.plane.clock) as here:
+        for path in ("runs/a%00", "ledger/pools/%00", "gpus/%00"):
+            assert "NUL" in here.call("GET", f"/v1/{path}", expect=422)["detail"]
