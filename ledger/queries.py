@@ -278,11 +278,18 @@ def _page(session: Session, wanted: Select, values: dict[str, Any], limit: int) 
 
 @cache
 def _entries_by(*given: str) -> Select:
-    """Entries newest first, where the columns given are what they must be; built once, which costs more than asking."""
+    """Entries newest first, where the columns given are what they must be; built once, which costs more than asking.
+
+    Beside a lease the customer is compared as a value without an index, or all the customer's entries might be read.
+    """
     wanted = select(ENTRY).order_by(ENTRY.c.id.desc()).limit(bindparam("size"))
-    for name in given:
-        wanted = wanted.where(ENTRY.c.id < bindparam(name) if name == "before" else ENTRY.c[name] == bindparam(name))
-    return wanted
+    customer = func.coalesce(ENTRY.c.customer, "") if "lease_id" in given else ENTRY.c.customer
+    conditions = {
+        "customer": customer == bindparam("customer"),
+        "lease_id": ENTRY.c.lease_id == bindparam("lease_id"),
+        "before": ENTRY.c.id < bindparam("before"),
+    }
+    return wanted.where(*(conditions[name] for name in given))
 
 
 @cache
