@@ -45,6 +45,10 @@ from fabric.wire.receipts import RunLine
 from ledger.chain.stalled import stalled
 
 _OWN_LEASES = ("actor", "serve")
+_SILENT = (
+    "nothing was heard for three minutes from the process that started the run: it is gone, asleep or cut off; "
+    "a run of fabric.submit goes on without its process"
+)
 _WAITS = "it waits: room is kept for runs that have waited longer, or too many leases of the account are not open yet"
 _USABLE = (LeaseState.GRANTED.value, LeaseState.OPEN.value)
 
@@ -250,7 +254,7 @@ class Broker:
         runs = select(RunRow).where(col(RunRow.session) == row.id, ~col(RunRow.detached))
         for run in self._session.scalars(runs):
             if not is_terminal(RUN_EDGES, RunState(run.state)):
-                self._client_gone(run)
+                self._client_gone(run, reason)
         leases = select(LeaseRow).join(RunRow, col(RunRow.id) == col(LeaseRow.run))
         for lease in self._session.scalars(leases.where(col(LeaseRow.session) == row.id, ~col(RunRow.detached))):
             if LeaseState(lease.state) in ACTIVE_LEASE_STATES:
@@ -379,8 +383,9 @@ class Broker:
         queued = RunStep(RunState.QUEUED, run.reason, run.message, retry_after_ms=0)
         transitions.run_step(self._plane, self._session, run, queued)
 
-    def _client_gone(self, run: RunRow) -> None:
-        decided = run_failed(RunState(run.state), Reason.CLIENT_LOST, "the process that started the run is gone")
+    def _client_gone(self, run: RunRow, why: Reason) -> None:
+        said = _SILENT if why is Reason.CLIENT_LOST else "the process that started the run is gone"
+        decided = run_failed(RunState(run.state), Reason.CLIENT_LOST, said)
         transitions.run_step(self._plane, self._session, run, decided)
 
     def _end_lease(self, lease: LeaseRow, reason: Reason) -> None:

@@ -263,7 +263,8 @@ def test_a_customer_silent_for_three_minutes_is_released(fabric, agent):
     agent.beat(50_000)
     assert agent.expect(link.Release).reason == "client_lost"
     agent.receipt(grant, CLOSE, 0)
-    assert fabric.run(run)["reason"] == "client_lost"
+    ended = fabric.run(run)
+    assert (ended["reason"], "fabric.submit" in ended["message"]) == ("client_lost", True)
 
 
 def test_a_silent_customers_lingering_lease_is_released_though_a_detached_run_goes_on(fabric, agent):
