@@ -60,7 +60,7 @@ def client_of():
     made = []
 
     def make(service):
-        made.append(openai.OpenAI(base_url=service.url, api_key=service.api_key, max_retries=0, timeout=60))
+        made.append(openai.OpenAI(base_url=service.url, api_key=service.api_key, max_retries=0, timeout=240))
         return made[-1]
 
     yield make
@@ -135,6 +135,7 @@ class Plain:
     """SmolLM2 by transformers alone; `folder` gets its weights in a form that is read in a second, as GGUF is not."""
 
     def __init__(self, folder):
+        torch.set_num_threads(1)  # several spin while they wait for a core that others use
         gguf = weights.find("SmolLM2-135M-Instruct")
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         self._model = transformers.AutoModelForCausalLM.from_pretrained(
