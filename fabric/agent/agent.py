@@ -15,7 +15,7 @@ from fabric.agent import dialect
 from fabric.agent.certificate import load_or_make
 from fabric.agent.checkpoint_store import CheckpointStore
 from fabric.agent.cluster import Cluster, ClusterError
-from fabric.agent.directory import Directory
+from fabric.agent.directory import Directory, Stage
 from fabric.agent.gang import rank_environment
 from fabric.agent.gateway import PATH, Gateway, Refusal
 from fabric.agent.link import Link, hello
@@ -242,6 +242,8 @@ class Agent:
         for lease, generation, _, _ in leases:
             self._directory.opened(lease, generation, client.name)
             there.add((lease, generation))
+            if reason := self._closed_meanwhile(lease, generation):
+                client.close_lease(lease, generation, reason)
         for lease, entry in self._directory.on_node(client.name):
             if (lease, entry.generation) not in there and (lease, entry.generation) not in self._sealer.accounts:
                 self._tell_ended(
@@ -249,6 +251,14 @@ class Agent:
                 )
         self._applied[client.name] = max(start, self._read_from(client.name))
         return self._applied[client.name]
+
+    def _closed_meanwhile(self, lease: str, generation: int) -> str:
+        """Why a lease that a node still has open is over here: the node was given up, or could not be told; or ""."""
+        entry = self._directory.find(lease, generation)
+        if entry is not None and entry.stage is Stage.OVER:
+            return entry.reason
+        account = self._sealer.accounts.get((lease, generation))
+        return (account.meter.reason or "") if account is not None else ""
 
     def on_opened(self, lease: str, generation: int, node: str) -> None:
         self._directory.opened(lease, generation, node)

@@ -97,6 +97,7 @@ class Node:
         self._clock = clock
         self._leases: dict[str, Lease] = {}
         self._opening: dict[str, asyncio.Task[None]] = {}
+        self._closing: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._control: FrameStream | None = None
         self._feed: Feed | None = None
         self._gang_address = ""
@@ -251,7 +252,7 @@ class Node:
             case [dialect.OPEN, dict() as wish]:
                 self._begin_open(wish)
             case [dialect.CLOSE, str() as lease, int() as generation, str() as reason]:
-                self._spawn(self._close(lease, generation, reason))
+                self._begin_close(lease, generation, reason)
             case [dialect.NOTICE, str() as lease, int() as generation, str() as reason, int() as notice_ms]:
                 self._give_notice(lease, generation, reason, notice_ms)
             case [dialect.STORED | dialect.PIECE | dialect.CHECKPOINT, str() as lease, int() as generation, *fields]:
@@ -314,6 +315,8 @@ class Node:
         }
         self._leases[spec.lease] = lease
         try:
+            if self._closing:
+                await asyncio.wait(self._closing.values())  # the GPUs may still be those of a lease that ends
             await self._examiner.leave([uuid for uuid, _ in spec.gpus])
             await lease.open(self._environment(spec))
         except TimeoutError:
@@ -342,10 +345,19 @@ class Node:
                 return str(
                     Reason.NO_CAPACITY
                 ), f"GPU {uuid} is offered in shares of {gpu.share_sizes_milli}, not {share}"
-            taken = sum(s for lease in self._leases.values() for u, s in lease.spec.gpus if u == uuid)
+            staying = (
+                one.spec for one in self._leases.values() if (one.spec.lease, one.spec.generation) not in self._closing
+            )
+            taken = sum(milli for other in staying for held, milli in other.gpus if held == uuid)
             if taken + share > 1000:
                 return str(Reason.NO_CAPACITY), f"GPU {uuid} is in use: {taken} of 1000 are taken"
         return None
+
+    def _begin_close(self, lease: str, generation: int, reason: str) -> None:
+        key = (lease, generation)
+        if key not in self._closing:
+            self._closing[key] = self._spawn(self._close(lease, generation, reason))
+            self._closing[key].add_done_callback(lambda _: self._closing.pop(key))
 
     async def _close(self, lease: str, generation: int, reason: str) -> None:
         opening = self._opening.get(lease)

@@ -494,6 +494,18 @@ async def test_a_lost_node_is_told_and_its_leases_are_billed_to_the_last_moment_
     assert control.of(link.Inventory)[-1].nodes == []
 
 
+async def test_a_lost_node_that_comes_back_gives_up_the_leases_that_were_closed_without_it(operator):
+    control = operator.control
+    await operator.open()
+    await control.wait(lambda: control.receipts)
+    operator.cluster.alive = False
+    await control.wait(lambda: control.closing("lease_1") and not control.of(link.Inventory)[-1].nodes)
+    operator.cluster.alive = True
+    await control.wait(lambda: control.of(link.Inventory)[-1].nodes)
+    await operator.open("lease_2")
+    assert control.of(link.Ended, lease="lease_2") == []
+
+
 async def test_log_lines_go_to_the_control_plane_too(operator):
     await operator.open()
     async with operator.dial() as socket:
