@@ -63,7 +63,9 @@ def url(tmp_path_factory) -> Iterator[str]:
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True)
     yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True)
+    stopped = subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, text=True)
+    state = subprocess.run([*control, "status"], check=False, capture_output=True)
+    assert state.returncode == 3, stopped.stderr  # none runs, whatever `stop` thought of it
 
 
 @pytest.fixture

@@ -58,7 +58,9 @@ def server(tmp_path_factory) -> Iterator[str]:
     control = [*as_postgres, str(BINARIES / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
     subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True)
     yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True)
+    stopped = subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, text=True)
+    state = subprocess.run([*control, "status"], check=False, capture_output=True)
+    assert state.returncode == 3, stopped.stderr  # none runs, whatever `stop` thought of it
 
 
 @pytest.fixture
