@@ -132,6 +132,16 @@ def test_keyword_arguments_travel():
     assert arrives(lambda x, y=0: x + y, 40, y=2) == "42"
 
 
+@pytest.fixture
+def usual_depth():
+    """Python's own recursion limit; libraries that other tests imported raise it."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.usefixtures("usual_depth")
 def test_what_cannot_be_pickled_is_named():
     settings = {"model": {"lock": threading.Lock()}}
 

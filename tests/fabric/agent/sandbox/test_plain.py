@@ -3,6 +3,8 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 from fabric.agent.sandbox import ChildSpec, Plain
 
@@ -30,7 +32,10 @@ def test_a_plain_child_does_not_outlive_the_nodes_process():
         "print(Plain().launch(ChildSpec(argv=('/bin/sh', '-c', 'exec sleep 60'))).pid, flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", node], stdout=subprocess.PIPE, text=True)
-    pidfd = os.pidfd_open(int(process.stdout.readline()))
+    pid = int(process.stdout.readline())
+    pidfd = os.pidfd_open(pid)
+    while not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"):
+        time.sleep(0.01)  # `setpriv` may not have had its turn yet
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert select.select([pidfd], [], [], 20)[0]

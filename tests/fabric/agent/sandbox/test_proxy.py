@@ -3,8 +3,10 @@
 import asyncio
 import ipaddress
 import socket
+import tempfile
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,14 @@ async def server():
     listening = await asyncio.start_server(on_client, "127.0.0.2", 0)
     yield listening.sockets[0].getsockname()[1], seen
     listening.close()
+
+
+@pytest.fixture
+def own_sockets(monkeypatch):
+    """A folder for a node's sockets, short enough for them; in the usual one are those of other tests' agents."""
+    with tempfile.TemporaryDirectory(prefix="fab") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -165,7 +175,7 @@ async def test_what_does_not_answer_is_a_bad_gateway(ask):
 
 
 @pytest.mark.sandbox
-async def test_a_child_reaches_what_its_run_lists_and_a_child_without_network_nothing(make_site, server):
+async def test_a_child_reaches_what_its_run_lists_and_a_child_without_network_nothing(make_site, server, own_sockets):
     def fetch(url):
         """In the child: status and text, or what stood in the way."""
         try:
@@ -192,4 +202,5 @@ async def test_a_child_reaches_what_its_run_lists_and_a_child_without_network_no
         assert {"network:hosts", "network:open"} <= set(site.hello["info"]["capabilities"])
     finally:
         await site.stop()
+    assert site.node._means.sockets.is_relative_to(own_sockets)
     assert not list(site.node._means.sockets.glob("[0-9a-f]" * 24))
