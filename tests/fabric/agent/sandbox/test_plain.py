@@ -29,7 +29,9 @@ def test_a_plain_child_speaks_has_a_clean_environment_and_an_exit_code(monkeypat
 def test_a_plain_child_does_not_outlive_the_nodes_process():
     node = (
         "import time; from fabric.agent.sandbox import Plain, ChildSpec\n"
-        "print(Plain().launch(ChildSpec(argv=('/bin/sh', '-c', 'exec sleep 60'))).pid, flush=True); time.sleep(60)"
+        "box = Plain()  # the thread that launches ends with it, and the child with that\n"
+        "child = box.launch(ChildSpec(argv=('/bin/sh', '-c', 'exec sleep 60')))\n"
+        "print(child.pid, flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", node], stdout=subprocess.PIPE, text=True)
     pid = int(process.stdout.readline())
