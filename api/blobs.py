@@ -8,13 +8,13 @@ import hashlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlmodel import Session, col
 
 from api import egress
@@ -23,6 +23,7 @@ from api.errors import NotFound, PayloadTooLarge
 from api.tables import BlobRow, LeaseRow
 from fabric.wire.clock import Clock
 from fabric.wire.errors import InvalidRequest
+from ledger.bulk import among
 
 KEPT_MS = 7 * 86_400_000
 
@@ -95,11 +96,17 @@ class Blobs:
             )
         return row
 
-    def renew(self, session: Session, customer: str, sha256: str) -> None:
-        """Keep it for seven days from now; raises as `find`."""
-        row = self.find(session, customer, sha256)
-        row.expires_ms = self._clock.now_ms() + KEPT_MS
-        session.add(row)
+    def renew(self, session: Session, customer: str, digests: Collection[str]) -> None:
+        """Keep them for seven days from now, in one statement however many they are.
+
+        Raises:
+            NotFound: this customer has not all of them, or no longer; none is renewed once the transaction is undone.
+        """
+        wanted, now = set(digests), self._clock.now_ms()
+        kept = (col(BlobRow.customer) == customer, col(BlobRow.expires_ms) > now, among(col(BlobRow.sha256), wanted))
+        renewed: Any = session.execute(update(BlobRow).where(*kept).values(expires_ms=now + KEPT_MS))
+        if renewed.rowcount != len(wanted):
+            raise NotFound(f"{len(wanted) - renewed.rowcount} of {len(wanted)} blobs are not here any more")
 
     def begin_download(self, customer: str, sha256: str) -> Path:
         """The file of a blob that its customer is about to read; counts in what may be downloaded in a day.

@@ -22,9 +22,8 @@ def begin_with(plane: Plane, session: Session, run: RunRow, earlier: str) -> Non
     rows = session.exec(select(CheckpointRow).where(col(CheckpointRow.run) == earlier)).all()
     if not rows:
         raise InvalidRequest(f"run {earlier} stored no checkpoint: leave out `checkpoint` to begin anew")
+    plane.blobs.renew(session, run.customer, {sha256 for row in rows for sha256 in (row.manifest, *row.pieces)})
     for row in rows:
-        for sha256 in (row.manifest, *row.pieces):
-            plane.blobs.renew(session, run.customer, sha256)
         session.add(
             CheckpointRow(run=run.id, task=row.task, manifest=row.manifest, pieces=row.pieces, stored_ms=plane.now_ms())
         )

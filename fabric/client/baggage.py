@@ -26,8 +26,8 @@ class Baggage:
     fresh: bool = False
 
 
-class Carrying:
-    """A function whose first argument is the baggage that its call finds unpacked."""
+class Wrapping:
+    """A function inside another callable, under its own name."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -37,6 +37,10 @@ class Carrying:
     def __wrapped__(self) -> Callable[..., Any]:
         """Whose annotations say what its results may be rebuilt into."""
         return self.function
+
+
+class Carrying(Wrapping):
+    """A function whose first argument is the baggage that its call finds unpacked."""
 
     def __call__(self, baggage: Baggage, args: Sequence[Any], /, **kwargs: Any) -> Any:
         with _secrets(baggage.secrets), _workdir(baggage):

@@ -5,25 +5,16 @@ nothing implies it: a caller says it per call or per Executor, also towards the 
 """
 
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
 
+from fabric.client.baggage import Wrapping
 from fabric.wire.codec import CodecError, NotTransportable
 
 
-class Pickling:
+class Pickling(Wrapping):
     """A function whose value the worker pickles: the pickle, then its out-of-band buffers."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
-
-    @property
-    def __wrapped__(self) -> Callable[..., Any]:
-        """Whose annotations say what its exceptions may be rebuilt into."""
-        return self.function
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[bytes]:
         value = self.function(*args, **kwargs)
