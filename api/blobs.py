@@ -106,7 +106,8 @@ class Blobs:
         kept = (col(BlobRow.customer) == customer, col(BlobRow.expires_ms) > now, among(col(BlobRow.sha256), wanted))
         renewed: Any = session.execute(update(BlobRow).where(*kept).values(expires_ms=now + KEPT_MS))
         if renewed.rowcount != len(wanted):
-            raise NotFound(f"{len(wanted) - renewed.rowcount} of {len(wanted)} blobs are not here any more")
+            gone = len(wanted) - renewed.rowcount
+            raise NotFound(f"{gone} of {len(wanted)} blobs are gone; their {KEPT_MS // 86_400_000} days are over")
 
     def begin_download(self, customer: str, sha256: str) -> Path:
         """The file of a blob that its customer is about to read; counts in what may be downloaded in a day.

@@ -57,6 +57,8 @@ def test_a_later_run_of_the_account_begins_with_the_newest_checkpoint_of_an_earl
     clock.advance(6 * DAY_MS)
     for sha256 in (piece, manifest):
         fabric.client.get(f"/v1/blobs/{sha256}", headers={"Authorization": "Bearer key-alice"}).raise_for_status()
+    clock.advance(2 * DAY_MS)
+    assert "2 of 2 blobs" in fabric.submit(gpu=["L4"], checkpoint=later, session="ses-late", expect=404)["detail"]
 
 
 def test_a_manifest_of_pieces_that_are_not_there_leaves_the_one_before(fabric, running):
