@@ -392,7 +392,7 @@ class Broker:
         cluster = self._session.get(ClusterRow, lease.cluster)
         silent = cluster is None or self._plane.now_ms() - cluster.last_heard_ms >= NEAR_SILENT_MS
         event = LeaseEvent.LOST if silent else LeaseEvent.RELEASE
-        lease.given_back = True
+        transitions.give_back(lease)
         transitions.lease_event(self._plane, self._session, lease, event, reason)
         say(self._session, cluster_topic(lease.cluster))
 

@@ -74,6 +74,11 @@ def lease_event(plane: Plane, session: Session, lease: LeaseRow, event: LeaseEve
     return True
 
 
+def give_back(lease: LeaseRow) -> None:
+    """Its customer ends it; what ends already by another's word keeps that word."""
+    lease.given_back = lease.given_back or lease.state in _USABLE
+
+
 def _avoid_node(session: Session, lease: LeaseRow) -> None:
     """The lease ended by its node's fault: its runs try elsewhere first."""
     for run in live_runs(session, lease.id):
@@ -273,7 +278,8 @@ def _release_unused(plane: Plane, session: Session, run: RunRow, decided: RunSte
         return
     for lease in leases_of(session, run.id, active=True):
         if not _others(session, lease.id, run.id):
-            lease.given_back = lease.given_back or decided.told
+            if decided.told:
+                give_back(lease)
             lease_event(plane, session, lease, LeaseEvent.RELEASE, decided.lease_reason)
 
 

@@ -189,6 +189,12 @@ class Site:
         still = [lease for lease in running if lease["state"] == "OPEN"]
         return {lease["gpus"][0]["model"]: (lease["id"], lease["generation"], lease["node"]) for lease in still}
 
+    def reason(self, lease):
+        """Why a lease ended, as the control plane has it."""
+        return next(
+            one["reason"] for run in self.call("GET", "/v1/runs")["runs"] for one in run["leases"] if one["id"] == lease
+        )
+
     def findings(self):
         examined = self.operator("doctor", "--json", "-C", self.folder, check=False)
         return json.loads(examined.stdout)
@@ -310,7 +316,8 @@ def test_an_operators_cluster_from_init_to_ray_down(site):
     hosts.cut_power(3)
     wait_for(lambda: site.answers("long.log"), "the end of the run on the lost host", 90)
     assert site.answers("long.log") == {"L4": "OperatorLost"}
-    assert site.leases() == {"H100": before["H100"]}
+    wait_for(lambda: site.leases() == {"H100": before["H100"]}, "the end of the lost lease and of no other", 30)
+    wait_for(lambda: site.reason(before["L4"][0]) == "operator_lost", "the agent's word that its node is lost", 30)
     wait_for(lambda: site.offered() == {"RTX 4090": 1, "H100": 2, "A100": 1}, "the lost GPU's withdrawal", 30)
 
     remember(hosts, "put", b"the cluster")
