@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--entries", type=int, default=100_000, help="the published figure uses 10000000")
     parser.add_argument("--rate", type=int, default=300, help="questions per second (default 300)")
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--readers", type=int, default=8, help="threads that answer, each on a connection (default 8)")
+    parser.add_argument("--readers", type=int, default=4, help="threads that answer, each on a connection (default 4)")
     parser.add_argument("--database-url", default="", help="SQLAlchemy URL of an empty database (default: SQLite file)")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

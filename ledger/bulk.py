@@ -6,10 +6,29 @@ SQLite, which has no server, gets its driver's executemany. The caller owns the 
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Boolean, Dialect, Integer, Row, Table, Text, bindparam, insert, text, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Dialect,
+    Integer,
+    LargeBinary,
+    Row,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    case,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -17,6 +36,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Session
 
 Values = Mapping[str, Any]
+_SQLITE = sqlite.dialect()
 
 
 class _Many(TypeDecorator[list[Any]]):
@@ -72,6 +92,50 @@ def _among_sqlite(element: _Among, compiler: Any, **options: Any) -> str:
 def _among_postgresql(element: _Among, compiler: Any, **options: Any) -> str:
     column, values = (compiler.process(part, **options) for part in element.clauses)
     return f"{column} = ANY({values})"
+
+
+def fetch(session: Session, statement: Select, values: Values) -> list[tuple[Any, ...]]:
+    """All rows of a statement that is built once.
+
+    SQLite answers one JSON value: for each row its driver lets go of the interpreter and waits for it again, behind
+    every other thread that runs.
+    """
+    if _is_postgresql(session):
+        return [tuple(row) for row in session.execute(statement, values)]
+    whole, reads = _as_json(statement)
+    rows = json.loads(session.execute(whole, values).scalar_one())
+    for row in rows:
+        for at, read in reads:
+            row[at] = read(row[at])
+    return [tuple(row) for row in rows]
+
+
+@cache
+def _as_json(statement: Select) -> tuple[Select, list[tuple[int, Callable[[Any], Any]]]]:
+    """The question for all rows as one array of arrays, and how to read the columns that JSON has no type for."""
+    rows = statement.subquery()
+    shown = [_hex(column) if _is_bytes(column.type) else column for column in rows.c]
+    reads = [(at, _reader(column.type)) for at, column in enumerate(rows.c)]
+    whole = select(func.json_group_array(func.json_array(*shown))).select_from(rows)
+    return whole, [(at, read) for at, read in reads if read is not None]
+
+
+def _hex(column: Any) -> Any:
+    return case((column.is_not(None), func.hex(column)))
+
+
+def _is_bytes(kind: TypeEngine[Any]) -> bool:
+    inner = kind.load_dialect_impl(_SQLITE) if isinstance(kind, TypeDecorator) else kind
+    return isinstance(inner, LargeBinary)
+
+
+def _reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    """What makes the column's value of what stands in the JSON; none where it is the value."""
+    process = kind.dialect_impl(_SQLITE).result_processor(_SQLITE, None)
+    if not _is_bytes(kind):
+        return process
+    whole = process or bytes
+    return lambda digits: None if digits is None else whole(bytes.fromhex(digits))
 
 
 def insert_rows(session: Session, table: Table, rows: Sequence[Values], *, or_skip: bool = False) -> None:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Row, Select, String, bindparam, func, or_, select
+from sqlalchemy import Select, String, bindparam, func, or_, select
 from sqlmodel import Session
 
 from fabric.wire.merkle import levels, proof_in
@@ -17,7 +17,7 @@ from ledger import totals
 from ledger.accounts import Account, AccountKind, Asset, asset_of
 from ledger.allocate import GpuUsage, Payout, payout_leaves, usage_leaves
 from ledger.book import ACCOUNT, ENTRY, IS_PENDING, POSTINGS
-from ledger.bulk import among_given
+from ledger.bulk import among_given, fetch
 from ledger.closing import EPOCH, EPOCH_USAGE, PAYOUT, REWARD
 from ledger.entries import FLOWS, EntryKind, Posting
 from ledger.meters import METER
@@ -25,6 +25,7 @@ from ledger.pools import as_of
 
 MAX_LIMIT = 1000
 Item = TypeVar("Item")
+Rows = Sequence[Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +270,12 @@ def _prove(n: int, leaves: list[bytes], values: Sequence[tuple[Any, ...]], key: 
     return Proof(n, leaves[index], index, tuple(proof_in(tree, index)), tree[-1][0], values[index])
 
 
-def _page(session: Session, wanted: Select, values: dict[str, Any], limit: int) -> tuple[Sequence[Row], int | None]:
+def _page(
+    session: Session, wanted: Select, values: dict[str, Any], limit: int
+) -> tuple[list[tuple[Any, ...]], int | None]:
     """The first rows of a statement that takes ``size``, and the first column of the last one when more follow."""
     size = max(1, min(limit, MAX_LIMIT))
-    rows = session.execute(wanted, {**values, "size": size + 1}).all()
+    rows = fetch(session, wanted, {**values, "size": size + 1})
     return rows[:size], rows[size - 1][0] if len(rows) > size else None
 
 
@@ -297,12 +300,12 @@ def _epochs_before() -> Select:
     return select(EPOCH).where(EPOCH.c.n < bindparam("before")).order_by(EPOCH.c.n.desc()).limit(bindparam("size"))
 
 
-def _entry_views(session: Session, rows: Sequence[Row]) -> tuple[EntryView, ...]:
+def _entry_views(session: Session, rows: Rows) -> tuple[EntryView, ...]:
     found: dict[int, list[Posting]] = {row[0]: [] for row in rows}
     of: dict[tuple[str, str, str], Account] = {}
     moved = frozenset[Asset]().union(*(_assets_of(row[2]) for row in rows))
     for asset in sorted(moved):
-        for entry_id, kind, owner, sub, amount in session.execute(_postings_of(asset), {"entries": list(found)}):
+        for entry_id, kind, owner, sub, amount in fetch(session, _postings_of(asset), {"entries": list(found)}):
             account = of.get((kind, owner, sub))
             if account is None:
                 account = of[kind, owner, sub] = Account(AccountKind(kind), owner, sub)
@@ -372,7 +375,7 @@ def _cash_flow(session: Session, by: str, name: str, before: int | None, limit: 
     """The rows of the newest epochs that hold at least ``limit`` rows together."""
     size = max(1, min(limit, MAX_LIMIT))
     asked = {"name": name, "before": 2**62 if before is None else before}
-    rows = [CashFlow(*row) for row in session.execute(_rewards_upto(by), {**asked, "skipped": size - 1})]
+    rows = [CashFlow(*row) for row in fetch(session, _rewards_upto(by), {**asked, "skipped": size - 1})]
     if len(rows) < size:
         return Page(tuple(rows), None)
     older = session.execute(_older_reward(by), {"name": name, "before": rows[-1].epoch}).first()
@@ -401,7 +404,7 @@ def _older_reward(by: str) -> Select:
 def _sum_rewards(session: Session, by: str, name: str) -> Earnings:
     sums, weis = _reward_sums(by)
     gpus_, epochs_, gpu_ms, dc = session.execute(sums, {"name": name}).one()
-    return Earnings(gpus_, epochs_, int(gpu_ms), int(dc), sum(session.execute(weis, {"name": name}).scalars()))
+    return Earnings(gpus_, epochs_, int(gpu_ms), int(dc), sum(wei for (wei,) in fetch(session, weis, {"name": name})))
 
 
 @cache

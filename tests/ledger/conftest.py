@@ -3,16 +3,28 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import BigInteger, Column, Engine, MetaData, String, Table, select
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Engine,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    bindparam,
+    insert,
+    select,
+)
 from sqlmodel import Session
 
 from fabric.wire.clock import ManualClock
-from ledger.bulk import among, insert_returning, insert_rows, update_rows, upsert_rows
+from ledger.bulk import among, fetch, insert_returning, insert_rows, update_rows, upsert_rows
 from ledger.database import open_engine
 from ledger.leaves import gpu_id_hex
 from ledger.settings import LedgerSettings
 from ledger.store import Ledger
-from ledger.tables import create_schema
+from ledger.tables import Wei, create_schema
 from ledger.usage import Usage
 
 GENESIS_MS = 1_700_000_000_000
@@ -130,5 +142,35 @@ def bulk_check(bulk_table: Table) -> Callable[[Session], None]:
         for column in (table.c.name, table.c.size):
             assert session.execute(names.where(among(column, []))).all() == []
         assert set(session.execute(names.where(~among(table.c.name, ["a", "b", "c"]))).scalars()) == {"d", "e", odd}
+
+    return check
+
+
+@pytest.fixture
+def fetch_check() -> Callable[[Session], None]:
+    """What `ledger.bulk.fetch` must do on both databases: answer what the statement answers, in its order."""
+
+    def check(session: Session) -> None:
+        table = Table(
+            "bulk_kinds",
+            MetaData(),
+            Column("number", BigInteger, primary_key=True),
+            Column("words", String),
+            Column("data", LargeBinary),
+            Column("wei", Wei),
+            Column("said", Boolean),
+        )
+        table.metadata.create_all(session.connection())
+        odd = 'it\'s \\ "quoted",\n\x01 ünïcode \U0001f600 {"a": [1]}'
+        rows = [
+            (2**63 - 1, odd, b"\x00\xff", 2**254, True),
+            (-(2**63), "", b"", -(2**254), False),
+            (7, None, None, None, None),
+        ]
+        session.execute(insert(table), [dict(zip(table.c.keys(), row, strict=True)) for row in rows])
+        wanted = select(table).where(table.c.number >= bindparam("least")).order_by(table.c.number.desc())
+        assert fetch(session, wanted, {"least": -(2**63)}) == [rows[0], rows[2], rows[1]]
+        assert fetch(session, wanted.limit(bindparam("size")), {"least": 7, "size": 1}) == [rows[0]]
+        assert fetch(session, wanted.where(table.c.words == "nobody"), {"least": 7}) == []
 
     return check

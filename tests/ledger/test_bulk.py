@@ -20,6 +20,10 @@ def test_rows_are_written_found_changed_and_left_alone(session, bulk_check):
     bulk_check(session)
 
 
+def test_all_rows_of_a_question_are_what_the_database_says(session, fetch_check):
+    fetch_check(session)
+
+
 @pytest.mark.parametrize("values_are_given_later", [False, True])
 def test_rows_of_many_keys_are_found_by_index(session, bulk_table, values_are_given_later):
     name = bulk_table.c.name

@@ -237,3 +237,8 @@ def test_rows_and_keys_in_bulk_are_what_they_are_on_sqlite(engine, bulk_table, b
     with engine.connect() as connection, Session(connection) as session:
         bulk_table.metadata.create_all(connection)
         bulk_check(session)
+
+
+def test_all_rows_of_a_question_are_what_they_are_on_sqlite(engine, fetch_check):
+    with engine.connect() as connection, Session(connection) as session:
+        fetch_check(session)
