@@ -3,12 +3,18 @@
 `pytest --hypothesis-profile thorough` asks for thousands of examples instead of hundreds.
 """
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from postgresql import BINARIES, running_postgresql
 
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("shared"), max_examples=9000)
@@ -43,3 +49,12 @@ class OneRay(LoadFileScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     return OneRay(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="module")
+def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of the database of a server of this file's own."""
+    if not (BINARIES / "initdb").exists():
+        pytest.skip("needs PostgreSQL 15 binaries")
+    with running_postgresql(tmp_path_factory.mktemp("pg")) as url:
+        yield url

@@ -1,14 +1,9 @@
 """Two control planes on one PostgreSQL: one truth, no overselling, no overspending, whole transactions again."""
 
 import contextlib
-import os
-import shutil
-import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from scripted import Agent, Fabric, TestClient, bootstrap_file, gpu, nodes
@@ -37,42 +32,15 @@ from ledger.split import PoolTerms
 pytest.importorskip("psycopg", reason="needs the PostgreSQL driver")
 pytestmark = pytest.mark.postgres
 
-BINARIES = Path("/usr/lib/postgresql/15/bin")
 GPU_POOLED = gpu_id_hex("GPU-pooled")
 CONFLICT = text("DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$")
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory) -> Iterator[str]:
-    """A server of its own on loopback, stopped at the end."""
-    if not (BINARIES / "initdb").exists():
-        pytest.skip("needs PostgreSQL 15 binaries")
-    folder = tmp_path_factory.mktemp("pg")
-    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    for parent in (folder, *folder.parents):
-        if as_postgres and parent != Path("/tmp") and str(parent).startswith("/tmp/"):
-            parent.chmod(0o755)
-    if as_postgres:
-        shutil.chown(folder, "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    control = [*as_postgres, str(BINARIES / "pg_ctl"), "-D", str(folder / "data"), "-w", "-l", str(folder / "log")]
-    make = [*as_postgres, str(BINARIES / "initdb"), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust"]
-    subprocess.run([*make, "--no-sync"], check=True, capture_output=True)
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True)
-    yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-    stopped = subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, text=True)
-    state = subprocess.run([*control, "status"], check=False, capture_output=True)
-    assert state.returncode == 3, stopped.stderr  # none runs, whatever `stop` thought of it
-
-
 @pytest.fixture
-def planes(url, tmp_path) -> Iterator[list[Plane]]:
+def planes(postgresql_url, tmp_path) -> Iterator[list[Plane]]:
     """Two control planes, built one after the other on the same database."""
     clock = ManualClock()
-    made = [build(Settings(state_dir=tmp_path / name, database_url=url), clock) for name in ("a", "b")]
+    made = [build(Settings(state_dir=tmp_path / name, database_url=postgresql_url), clock) for name in ("a", "b")]
     yield made
     for plane in made:
         plane.database.close()
@@ -144,7 +112,7 @@ def test_a_conflict_that_does_not_end_is_raised(planes):
         planes[0].database.transact(lambda session: session.execute(CONFLICT))
 
 
-def test_what_one_control_plane_commits_wakes_the_other(planes, url):
+def test_what_one_control_plane_commits_wakes_the_other(planes, postgresql_url):
     heard: list[str] = []
     ready, came = threading.Event(), threading.Event()
 
@@ -152,7 +120,7 @@ def test_what_one_control_plane_commits_wakes_the_other(planes, url):
         heard.append(topic)
         came.set()
 
-    listener = Listener(url, note, ready.set)
+    listener = Listener(postgresql_url, note, ready.set)
     listener.start()
     assert ready.wait(10)
     with planes[0].database.write() as session:
@@ -162,19 +130,19 @@ def test_what_one_control_plane_commits_wakes_the_other(planes, url):
     assert heard == ["cluster:c"]
 
 
-def test_a_database_that_is_not_there_is_listened_for_again(url):
+def test_a_database_that_is_not_there_is_listened_for_again(postgresql_url):
     calls: list[int] = []
-    listener = Listener(url.replace("/postgres", "/nowhere"), lambda _: None, lambda: calls.append(1))
+    listener = Listener(postgresql_url.replace("/postgres", "/nowhere"), lambda _: None, lambda: calls.append(1))
     listener.start()
     listener.close()
     assert calls == []
 
 
-def test_two_brokers_that_race_for_the_same_gpus_never_oversell(url, tmp_path):
+def test_two_brokers_that_race_for_the_same_gpus_never_oversell(postgresql_url, tmp_path):
     clock, bootstrap = ManualClock(), bootstrap_file(tmp_path)
     settings = Settings(
         state_dir=tmp_path / "shared",
-        database_url=url,
+        database_url=postgresql_url,
         bootstrap=bootstrap,
         allow_simulated=True,
         public_url="http://x",
@@ -206,13 +174,13 @@ def test_two_brokers_that_race_for_the_same_gpus_never_oversell(url, tmp_path):
             brokers[0].call("POST", f"/v1/runs/{run['id']}/cancel", who=("alice", "bob")[number % 2])
 
 
-def test_a_route_names_the_control_plane_whose_relay_leads_to_the_agent(url, tmp_path):
+def test_a_route_names_the_control_plane_whose_relay_leads_to_the_agent(postgresql_url, tmp_path):
     clock, apps = ManualClock(), {}
     bootstrap = bootstrap_file(tmp_path)
     for name in ("one", "two"):
         settings = Settings(
             state_dir=tmp_path / "shared",
-            database_url=url,
+            database_url=postgresql_url,
             bootstrap=bootstrap,
             allow_simulated=True,
             public_url=f"https://{name}.example",
@@ -269,11 +237,11 @@ def test_a_gpu_that_two_control_planes_let_join_is_in_one_pool_and_leaves_it_onc
     assert (stay.from_epoch, stay.until_epoch) == (2, 3 + planes[0].pool_rules.exit_delay_epochs)
 
 
-def test_a_slot_that_many_buy_at_two_control_planes_is_sold_once_and_paid_once(url, tmp_path):
+def test_a_slot_that_many_buy_at_two_control_planes_is_sold_once_and_paid_once(postgresql_url, tmp_path):
     clock = ManualClock()
     settings = Settings(
         state_dir=tmp_path / "shared",
-        database_url=url,
+        database_url=postgresql_url,
         bootstrap=bootstrap_file(tmp_path),
         allow_simulated=True,
         public_url="http://x",
@@ -307,9 +275,12 @@ def test_a_slot_that_many_buy_at_two_control_planes_is_sold_once_and_paid_once(u
         assert {who: sum(money(brokers[1], who)) for who in before} == before, "a sale sets money aside, and no more"
 
 
-def test_reputations_are_made_of_the_same_facts_here(planes, url, tmp_path):
+def test_reputations_are_made_of_the_same_facts_here(planes, postgresql_url, tmp_path):
     settings = Settings(
-        state_dir=tmp_path / "named", database_url=url, bootstrap=bootstrap_file(tmp_path), allow_simulated=True
+        state_dir=tmp_path / "named",
+        database_url=postgresql_url,
+        bootstrap=bootstrap_file(tmp_path),
+        allow_simulated=True,
     )
     app = create_app(settings, ManualClock(), tick_s=None)
     with TestClient(app) as client, Fabric(app, client, app.state.plane.clock) as here:
@@ -318,9 +289,12 @@ def test_reputations_are_made_of_the_same_facts_here(planes, url, tmp_path):
     assert answer["reputation"] == score([DayFacts(**day) for day in answer["days"]], answer["today"]).value
 
 
-def test_text_that_postgresql_cannot_hold_is_refused_and_no_fault(url, tmp_path):
+def test_text_that_postgresql_cannot_hold_is_refused_and_no_fault(postgresql_url, tmp_path):
     settings = Settings(
-        state_dir=tmp_path / "named", database_url=url, bootstrap=bootstrap_file(tmp_path), allow_simulated=True
+        state_dir=tmp_path / "named",
+        database_url=postgresql_url,
+        bootstrap=bootstrap_file(tmp_path),
+        allow_simulated=True,
     )
     app = create_app(settings, ManualClock(), tick_s=None)
     with TestClient(app, raise_server_exceptions=False) as client, Fabric(app, client, app.state.plane.clock) as here:

@@ -1,12 +1,7 @@
 """The ledger on PostgreSQL: the same rules, and many writers at once."""
 
-import os
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
@@ -35,37 +30,12 @@ from ledger.tables import BctPostingRow, create_schema, ledger_tables
 pytest.importorskip("psycopg", reason="needs the PostgreSQL driver")
 pytestmark = pytest.mark.postgres
 
-BINARIES = Path("/usr/lib/postgresql/15/bin")
 GPU = gpu_id_hex("GPU-1")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[str]:
-    """A server of its own on loopback, stopped at the end."""
-    if not (BINARIES / "initdb").exists():
-        pytest.skip("needs PostgreSQL 15 binaries")
-    folder = tmp_path_factory.mktemp("pg")
-    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    for parent in (folder, *folder.parents):
-        if os.geteuid() == 0 and parent != Path("/tmp") and str(parent).startswith("/tmp/"):
-            parent.chmod(0o755)
-    if as_postgres:
-        shutil.chown(folder, "postgres")
-    data, port = folder / "data", _free_port()
-    run = [*as_postgres, str(BINARIES / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync"]
-    subprocess.run(run, check=True, capture_output=True)
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=100"
-    control = [*as_postgres, str(BINARIES / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
-    subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True)
-    yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-    stopped = subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, text=True)
-    state = subprocess.run([*control, "status"], check=False, capture_output=True)
-    assert state.returncode == 3, stopped.stderr  # none runs, whatever `stop` thought of it
-
-
 @pytest.fixture
-def engine(server) -> Iterator[Engine]:
-    engine = open_engine(server)
+def engine(postgresql_url) -> Iterator[Engine]:
+    engine = open_engine(postgresql_url)
     with engine.begin() as connection:
         create_schema(connection)
     yield engine
@@ -148,12 +118,6 @@ def test_one_receipt_sent_to_two_brokers_is_charged_once(engine, clock, settings
         assert list(pool.map(charge, range(8))) == [56] * 8
     with Session(engine) as session:
         assert Ledger(session, clock, settings).balance("alice").held == 50_000 - 56
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

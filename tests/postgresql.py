@@ -1,0 +1,35 @@
+"""A PostgreSQL server of a test's own. It listens in its folder only: no port that somebody else may take meanwhile."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BINARIES = Path("/usr/lib/postgresql/15/bin")
+
+
+@contextmanager
+def running_postgresql(folder: Path) -> Iterator[str]:
+    """The SQLAlchemy URL of its database; the server is stopped at the end."""
+    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if as_postgres:
+        for parent in (folder, *folder.parents):
+            if parent != Path("/tmp") and str(parent).startswith("/tmp/"):
+                parent.chmod(0o755)
+        shutil.chown(folder, "postgres")
+    data = ("-D", str(folder / "data"))
+    control = [*as_postgres, str(BINARIES / "pg_ctl"), *data, "-w", "-l", str(folder / "log")]
+    _run([*as_postgres, str(BINARIES / "initdb"), *data, "-U", "postgres", "-A", "trust", "--no-sync"])
+    options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=100"
+    _run([*control, "-o", options, "start"])
+    yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
+    stopped = subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, text=True)
+    state = subprocess.run([*control, "status"], check=False, capture_output=True)
+    assert state.returncode == 3, stopped.stderr  # none runs, whatever `stop` thought of it
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command} said {done.stderr or done.stdout}"
