@@ -10,12 +10,16 @@ from typing import NamedTuple
 class Asset(StrEnum):
     """DC are whole Data Credits; BCT are wei (10^-18 BCT)."""
 
+    __hash__ = str.__hash__  # of enums it is a Python function, which a close would call ten million times
+
     DC = "DC"
     BCT = "BCT"
 
 
 class AccountKind(StrEnum):
     """What an account is for; `owner` and `sub` of an `Account` mean what stands beside each kind."""
+
+    __hash__ = str.__hash__
 
     # DC
     TEST_CREDIT = "test_credit"  # source of test balances; below zero by what was given
@@ -76,9 +80,10 @@ class Account(NamedTuple):
     @property
     def name(self) -> str:
         """Unique and readable: ``held/alice/lease-7``. Slashes inside a part are escaped."""
-        return "/".join(
-            part.replace("%", "%25").replace("/", "%2F") for part in (self.kind.value, self.owner, self.sub)
-        )
+        name = "/".join(self)
+        if "%" not in name and name.count("/") == len(self) - 1:
+            return name
+        return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in self)
 
 
 def asset_of(kind: AccountKind) -> Asset:

@@ -5,7 +5,6 @@ refuses a balance below zero. The caller owns the transaction; nothing here comm
 accounts are locked before their balances are read; on SQLite the transaction already has the only write lock.
 """
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +15,7 @@ from sqlmodel import Session
 
 from ledger import tables
 from ledger.accounts import Account, AccountKind, Asset
-from ledger.bulk import among, among_given, insert_returning, insert_rows
+from ledger.bulk import among, among_given, insert_returning, insert_tuples
 from ledger.entries import Entry, Posting, check
 from ledger.errors import InsufficientFunds, Overdrawn, SourceConflict
 from ledger.tables import AccountRow, BctPostingRow, DcPostingRow, EntryRow, table_of
@@ -28,6 +27,8 @@ NO_CHARGE = text(f"{ENTRY.name}.{tables.NO_CHARGE}")
 IS_PENDING = text(f"{ACCOUNT.name}.{tables.PENDING}")
 """Said in a question about accounts of pending usage, it keeps all others from being read."""
 CHUNK = 500
+
+_LINE = ("entry_id", "line", "account_id", "nth", "amount", "balance", "is_source")
 
 Item = TypeVar("Item")
 
@@ -75,14 +76,12 @@ class Book:
 
     def lock(self, accounts: Collection[Account]) -> Tails:
         """The ends of accounts, which nobody else can move until the transaction is over."""
-        ids = self._lock_rows({account.name: account for account in accounts})
-        tails = {account: Tail(account_id, 0, 0) for account, account_id in ids.items()}
-        by_id = {tail.account_id: tail for tail in tails.values()}
-        for asset in {account.asset for account in tails}:
-            wanted = [tail.account_id for account, tail in tails.items() if account.asset is asset]
-            for account_id, nth, balance in self._ends(asset, wanted):
-                by_id[account_id].nth, by_id[account_id].balance = nth, balance
-        return tails
+        names = {account.name: account for account in accounts}
+        tails = self._lock_known(names)
+        missing = {name: account for name, account in names.items() if account not in tails}
+        tails |= {account: Tail(account_id, 0, 0) for account, account_id in self._create(missing).items()}
+        overtaken = {name: account for name, account in missing.items() if account not in tails}
+        return tails | self._lock_known(overtaken)
 
     def balance(self, account: Account) -> int:
         """In the asset's smallest unit; 0 for an account that was never used."""
@@ -132,36 +131,12 @@ class Book:
     def _write(self, entries: list[Entry], tails: Tails | None) -> dict[str, int]:
         if tails is None:
             tails = self.lock({posting.account for entry in entries for posting in entry.postings})
-        lines = [self._lines(entry, tails) for entry in entries]
+        lines = _lines(entries, tails)
         ids = self._insert_entries(entries)
-        rows: dict[Asset, list[dict[str, Any]]] = defaultdict(list)
-        for entry, entry_lines in zip(entries, lines, strict=True):
-            entry_id = ids[entry.source_id]
-            for asset, line in entry_lines:
-                line["entry_id"] = entry_id
-                rows[asset].append(line)
-        for asset, values in rows.items():
-            insert_rows(self._session, POSTINGS[asset], values)
+        for asset, rows in lines.items():
+            whole = ((ids[source_id], *row) for source_id, *row in rows)
+            insert_tuples(self._session, POSTINGS[asset], _LINE, whole)
         return ids
-
-    def _lines(self, entry: Entry, tails: Tails) -> list[tuple[Asset, dict[str, Any]]]:
-        lines: list[tuple[Asset, dict[str, Any]]] = []
-        for number, (account, amount) in enumerate(entry.postings):
-            tail = tails[account]
-            balance = tail.balance + amount
-            if balance < 0 and not account.is_source:
-                raise _overdrawn(entry, account, tail.balance, -amount)
-            tail.nth, tail.balance = tail.nth + 1, balance
-            line = {
-                "line": number,
-                "account_id": tail.account_id,
-                "nth": tail.nth,
-                "amount": amount,
-                "balance": balance,
-                "is_source": account.is_source,
-            }
-            lines.append((account.asset, line))
-        return lines
 
     def _insert_entries(self, entries: list[Entry]) -> dict[str, int]:
         reversed_ids = self.find([entry.reverses for entry in entries if entry.reverses is not None])
@@ -179,22 +154,28 @@ class Book:
         rows = insert_returning(self._session, ENTRY, values, ("source_id", "id"))
         return {row.source_id: row.id for row in rows}
 
-    def _lock_rows(self, names: Mapping[str, Account]) -> dict[Account, int]:
-        found = self._select_rows(names)
-        missing = [names[name] for name in names if names[name] not in found]
-        if missing:
-            values = [
-                {"name": account.name, "kind": account.kind.value, "owner": account.owner, "sub": account.sub}
-                for account in sorted(missing)
-            ]
-            insert_rows(self._session, ACCOUNT, values, or_skip=True)
-            found |= self._select_rows({account.name: account for account in missing})
-        return found
+    def _create(self, missing: Mapping[str, Account]) -> dict[Account, int]:
+        """New accounts and their ids, without those that somebody else created meanwhile."""
+        values = [
+            {"name": account.name, "kind": account.kind.value, "owner": account.owner, "sub": account.sub}
+            for account in sorted(missing.values())
+        ]
+        rows = insert_returning(self._session, ACCOUNT, values, ("name", "id"), or_skip=True)
+        return {missing[name]: account_id for name, account_id in rows}
 
-    def _select_rows(self, names: Mapping[str, Account]) -> dict[Account, int]:
+    def _lock_known(self, names: Mapping[str, Account]) -> Tails:
+        """The ends of those that exist."""
+        if not names:
+            return {}
         query = select(ACCOUNT.c.id, ACCOUNT.c.name).where(among(ACCOUNT.c.name, sorted(names)))
         rows = self._session.execute(query.order_by(ACCOUNT.c.id).with_for_update())
-        return {names[name]: account_id for account_id, name in rows}
+        found = {account_id: names[name] for account_id, name in rows}
+        tails = {account_id: Tail(account_id, 0, 0) for account_id in found}
+        for asset in {account.asset for account in found.values()}:
+            wanted = [account_id for account_id, account in found.items() if account.asset is asset]
+            for account_id, nth, balance in self._ends(asset, wanted):
+                tails[account_id] = Tail(account_id, nth, balance)
+        return {account: tails[account_id] for account_id, account in found.items()}
 
     def _ends(self, asset: Asset, account_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         """(account, number of postings, balance) of the accounts that have postings."""
@@ -215,6 +196,21 @@ def _ends_of(asset: Asset) -> Select[Any, Any, Any]:
         .join(table, (table.c.account_id == ACCOUNT.c.id) & (table.c.nth == last))
         .where(among_given(ACCOUNT.c.id, "accounts"))
     )
+
+
+def _lines(entries: Sequence[Entry], tails: Tails) -> dict[Asset, list[tuple[Any, ...]]]:
+    """Rows of postings by asset, each with its entry's ``source_id`` in the place of its id; moves the tails."""
+    lines: dict[Asset, list[tuple[Any, ...]]] = {asset: [] for asset in POSTINGS}
+    for entry in entries:
+        for number, (account, amount) in enumerate(entry.postings):
+            tail, is_source = tails[account], account.is_source
+            balance = tail.balance + amount
+            if balance < 0 and not is_source:
+                raise _overdrawn(entry, account, tail.balance, -amount)
+            tail.nth, tail.balance = tail.nth + 1, balance
+            row = (entry.source_id, number, tail.account_id, tail.nth, amount, balance, is_source)
+            lines[account.asset].append(row)
+    return lines
 
 
 def chunks(items: Sequence[Item], size: int = CHUNK) -> Iterator[Sequence[Item]]:

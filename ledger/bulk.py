@@ -1,13 +1,14 @@
 """Many rows or keys in one statement with one parameter, whatever their number.
 
 A statement per row costs a message, a plan and a trip through the driver each; a parameter per key costs more to write
-out than to look up. PostgreSQL gets all rows as one JSON value, from which it makes rows of the table's own types;
-SQLite, which has no server, gets its driver's executemany. The caller owns the transaction.
+out than to look up. PostgreSQL gets rows as one JSON value, from which it makes rows of the table's own types; SQLite,
+which has no server, gets them as tuples by its driver's executemany. The caller owns the transaction.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import (
@@ -24,10 +25,8 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
-    insert,
     select,
     text,
-    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
@@ -37,6 +36,9 @@ from sqlmodel import Session
 
 Values = Mapping[str, Any]
 _SQLITE = sqlite.dialect()
+
+_ROWS_AT_ONCE = 10_000
+_SKIP = "ON CONFLICT DO NOTHING"
 
 
 class _Many(TypeDecorator[list[Any]]):
@@ -140,74 +142,107 @@ def _reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
 
 def insert_rows(session: Session, table: Table, rows: Sequence[Values], *, or_skip: bool = False) -> None:
     """Insert rows that all have the same columns; ``or_skip`` leaves alone those whose unique columns exist already."""
-    if not rows:
-        return
-    if _is_postgresql(session):
-        end = "ON CONFLICT DO NOTHING" if or_skip else ""
-        _send(session, _insert_sql(table, _names(table, rows), end), table, rows)
-    else:
-        statement = sqlite.insert(table).on_conflict_do_nothing() if or_skip else insert(table)
-        session.execute(statement, rows)
+    _insert(session, table, *_as_tuples(rows), _SKIP if or_skip else "")
 
 
-def insert_returning(session: Session, table: Table, rows: Sequence[Values], columns: Sequence[str]) -> Sequence[Row]:
-    """Insert rows that all have the same columns; answers these columns of each, in any order."""
+def insert_tuples(session: Session, table: Table, names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+    """Insert rows whose values stand in the order of ``names``; a dictionary of each would cost more than the row."""
+    _insert(session, table, names, rows, "")
+
+
+def insert_returning(
+    session: Session, table: Table, rows: Sequence[Values], columns: Sequence[str], *, or_skip: bool = False
+) -> Sequence[Row]:
+    """`insert_rows` to a table whose keys the database gives; answers these columns of each new row, in any order."""
     if not rows:
         return []
+    skip = _SKIP if or_skip else ""
     if _is_postgresql(session):
-        end = f"RETURNING {', '.join(columns)}"
-        return _send(session, _insert_sql(table, _names(table, rows), end), table, rows).all()
-    return session.execute(insert(table).returning(*(table.c[name] for name in columns)), rows).all()
+        names, values = _as_tuples(rows)
+        end = f"{skip} RETURNING {', '.join(columns)}"
+        return [row for some in _pieces(values) for row in _insert_json(session, table, names, some, end)]
+    before = session.execute(select(func.coalesce(func.max(text("rowid")), 0)).select_from(table)).scalar_one()
+    _insert(session, table, *_as_tuples(rows), skip)
+    newer = text("rowid > :before")  # each new row's is above all others', and the write lock keeps other writers out
+    return session.execute(select(*(table.c[name] for name in columns)).where(newer), {"before": before}).all()
 
 
 def upsert_rows(
     session: Session, table: Table, rows: Sequence[Values], *, key: Sequence[str], changed: Sequence[str]
 ) -> None:
     """Insert rows, or change these columns where a row with that key is there; no key comes twice."""
-    if not rows:
-        return
-    if _is_postgresql(session):
-        end = f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET "
-        end += ", ".join(f"{name} = excluded.{name}" for name in changed)
-        _send(session, _insert_sql(table, _names(table, rows), end), table, rows)
-    else:
-        statement = sqlite.insert(table)
-        new = {name: statement.excluded[name] for name in changed}
-        session.execute(statement.on_conflict_do_update(index_elements=list(key), set_=new), rows)
+    end = f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET "
+    _insert(session, table, *_as_tuples(rows), end + ", ".join(f"{name} = excluded.{name}" for name in changed))
 
 
 def update_rows(session: Session, table: Table, rows: Sequence[Values], *, key: Sequence[str]) -> None:
     """Change the rows with these keys to the other columns given; no key comes twice."""
     if not rows:
         return
-    changed = [name for name in rows[0] if name not in key]
+    names = [*(name for name in rows[0] if name not in key), *key]
+    values = [tuple(map(row.__getitem__, names)) for row in rows]
+    changed = names[: -len(key)]
     if _is_postgresql(session):
         new = ", ".join(f"{name} = given.{name}" for name in changed)
         same = " AND ".join(f"{table.name}.{name} = given.{name}" for name in key)
-        _send(session, f"UPDATE {table.name} SET {new} FROM {_given(table)} WHERE {same}", table, rows)  # noqa: S608
+        sql = f"UPDATE {table.name} SET {new} FROM {_given(table)} WHERE {same}"  # noqa: S608 - our names
+        session.execute(text(sql), {"given": _json(names, values)})
         return
-    statement = update(table).values({name: bindparam(f"new_{name}") for name in changed})
-    for name in key:
-        statement = statement.where(table.c[name] == bindparam(f"key_{name}"))
-    session.execute(
-        statement,
-        [{f"key_{n}" if n in key else f"new_{n}": value for n, value in row.items()} for row in rows],
-    )
+    new, same = (f"{name} = ?" for name in changed), (f"{name} = ?" for name in key)
+    sql = f"UPDATE {table.name} SET {', '.join(new)} WHERE {' AND '.join(same)}"  # noqa: S608 - our names
+    _execute_many(session, sql, table, names, values)
 
 
 def _is_postgresql(session: Session) -> bool:
     return session.get_bind().dialect.name == postgresql.dialect.name
 
 
-def _send(session: Session, sql: str, table: Table, rows: Sequence[Values]) -> Any:
-    defaults = _defaults(table, rows[0])
-    given = json.dumps([defaults | dict(row) for row in rows] if defaults else list(rows), default=_plain)
-    return session.execute(text(sql), {"given": given})
+def _as_tuples(rows: Sequence[Values]) -> tuple[list[str], Iterable[tuple[Any, ...]]]:
+    names = list(rows[0]) if rows else []
+    return names, (tuple(map(row.__getitem__, names)) for row in rows)
 
 
-def _insert_sql(table: Table, names: Sequence[str], end: str) -> str:
+def _insert(session: Session, table: Table, names: Sequence[str], rows: Iterable[tuple[Any, ...]], end: str) -> None:
+    send = _insert_json if _is_postgresql(session) else _insert_many
+    for some in _pieces(rows):
+        send(session, table, names, some, end)
+
+
+def _pieces(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    rest = iter(rows)
+    while some := list(islice(rest, _ROWS_AT_ONCE)):
+        yield some
+
+
+def _insert_json(
+    session: Session, table: Table, names: Sequence[str], rows: Sequence[tuple[Any, ...]], end: str
+) -> Any:
+    names, rows = _with_defaults(table, names, rows)
     columns = ", ".join(names)
-    return f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {_given(table)} {end}"  # noqa: S608 - our names
+    sql = f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {_given(table)} {end}"  # noqa: S608 - our names
+    return session.execute(text(sql), {"given": _json(names, rows)})
+
+
+def _insert_many(
+    session: Session, table: Table, names: Sequence[str], rows: Sequence[tuple[Any, ...]], end: str
+) -> None:
+    names, rows = _with_defaults(table, names, rows)
+    marks = ", ".join("?" for _ in names)
+    sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks}) {end}"  # noqa: S608 - our names
+    _execute_many(session, sql, table, names, rows)
+
+
+def _execute_many(
+    session: Session, sql: str, table: Table, names: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """By the driver itself: SQLAlchemy would make a dictionary of each row and look at each value of it."""
+    connection = session.connection()
+    columns: list[Iterable[Any]] = list(zip(*rows, strict=True))
+    for place, name in enumerate(names):
+        process = table.c[name].type.dialect_impl(connection.dialect).bind_processor(connection.dialect)
+        if process is not None:
+            columns[place] = map(process, columns[place])
+    connection.exec_driver_sql(sql, list(zip(*columns, strict=True)))
 
 
 def _given(table: Table) -> str:
@@ -215,17 +250,23 @@ def _given(table: Table) -> str:
     return f"json_populate_recordset(CAST(NULL AS {table.name}), CAST(:given AS json)) AS given"
 
 
-def _names(table: Table, rows: Sequence[Values]) -> list[str]:
-    return [*rows[0], *_defaults(table, rows[0])]
+def _json(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
+    return json.dumps([dict(zip(names, row, strict=True)) for row in rows], default=_plain)
 
 
-def _defaults(table: Table, row: Values) -> dict[str, Any]:
-    """What SQLAlchemy would fill in."""
-    return {
+def _with_defaults(
+    table: Table, names: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> tuple[Sequence[str], Sequence[tuple[Any, ...]]]:
+    """And what SQLAlchemy would fill in."""
+    defaults = {
         column.name: getattr(column.default, "arg", None)
         for column in table.columns
-        if column.name not in row and column.default is not None and column.default.is_scalar
+        if column.name not in names and column.default is not None and column.default.is_scalar
     }
+    if not defaults:
+        return names, rows
+    values = tuple(defaults.values())
+    return [*names, *defaults], [row + values for row in rows]
 
 
 def _plain(value: Any) -> Any:

@@ -3,23 +3,23 @@
 In the caller's transaction. Decides no amount: `ledger.allocate` does.
 """
 
-import gc
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Table, func, insert, select
+from sqlalchemy import func, insert, select
 from sqlmodel import Session
 
 from fabric.wire.hashing import keccak256
 from fabric.wire.merkle import root
 from ledger import accounts, booking
-from ledger.allocate import EpochAllocation, EpochInput, Exit, GpuUsage, allocate
+from ledger.allocate import EpochAllocation, EpochInput, Exit, GpuUsage, Payout, Reward, allocate
 from ledger.book import Book
+from ledger.bulk import insert_tuples
+from ledger.collection import collection_paused
 from ledger.epoch import CloseFacts, EpochClock, epoch_file, file_hash, read_file
 from ledger.errors import EpochNotOver, EpochOutOfOrder
 from ledger.finality import FINALITY
@@ -34,7 +34,6 @@ from ledger.tables import EpochFileRow, EpochRow, EpochUsageRow, PayoutRow, Rewa
 EPOCH, EPOCH_FILE = table_of(EpochRow), table_of(EpochFileRow)
 EPOCH_USAGE, REWARD, PAYOUT = table_of(EpochUsageRow), table_of(RewardRow), table_of(PayoutRow)
 
-_ROWS_PER_INSERT = 10_000
 _FAST = 1
 TEST_PRICE = "test"
 
@@ -93,8 +92,8 @@ class Closing:
         with collection_paused():
             given = self._input(n, terms, span)
             result = allocate(given)
-        self._book_close(result, at_ms)
-        self._keep(given, result, terms, self._payers(span, terms.payer_salt), at_ms)
+            self._book_close(result, at_ms)
+            self._keep(given, result, terms, self._payers(span, terms.payer_salt), at_ms)
         return result
 
     def _expect_turn(self, n: int, at_ms: int) -> None:
@@ -212,6 +211,7 @@ class Closing:
         sealer.mark(result.epoch)
         facts = CloseFacts(closed_ms=at_ms, head=head, payers=payers, settlement=terms.settlement)
         body = epoch_file(given, result, facts)
+        address = file_hash(body)
         totals = result.totals
         row = EpochRow(
             n=given.epoch,
@@ -230,7 +230,7 @@ class Closing:
             stake_bps=given.stake_bps,
             payout_root=result.payout_root,
             usage_root=result.usage_root,
-            file_hash=file_hash(body),
+            file_hash=address,
             head=head,
             settlement=terms.settlement,
         )
@@ -238,29 +238,16 @@ class Closing:
         self._session.flush()
         self._session.execute(insert(EPOCH_FILE).values(epoch=given.epoch, body=zlib.compress(body, _FAST)))
         self._keep_lines(result)
-        self._book.append([booking.close(given.epoch, file_hash(body), at_ms=at_ms)])
+        self._book.append([booking.close(given.epoch, address, at_ms=at_ms)])
 
     def _keep_lines(self, result: EpochAllocation) -> None:
-        epoch = {"epoch": result.epoch}
-        self._insert(EPOCH_USAGE, [usage._asdict() | epoch for usage in result.usages])
-        self._insert(REWARD, [reward._asdict() | epoch for reward in result.rewards])
-        self._insert(PAYOUT, [payout._asdict() | epoch for payout in result.payouts if payout.wei])
-
-    def _insert(self, table: Table, values: list[dict[str, Any]]) -> None:
-        for start in range(0, len(values), _ROWS_PER_INSERT):
-            self._session.execute(insert(table), values[start : start + _ROWS_PER_INSERT])
-
-
-@contextmanager
-def collection_paused() -> Iterator[None]:
-    """Python's cycle collector off for a while: it would walk a million lines again and again, and none is a cycle."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+        for table, shape, lines in (
+            (EPOCH_USAGE, GpuUsage, result.usages),
+            (REWARD, Reward, result.rewards),
+            (PAYOUT, Payout, [payout for payout in result.payouts if payout.wei]),
+        ):
+            rows = ((result.epoch, *line) for line in lines)
+            insert_tuples(self._session, table, ("epoch", *shape._fields), rows)
 
 
 def span_of(session: Session, first: int, last: int | None = None) -> tuple[int, int]:

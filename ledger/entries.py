@@ -123,9 +123,10 @@ def check(entry: Entry) -> None:
 
 def check_balanced(entry: Entry) -> None:
     sums: dict[Asset, int] = defaultdict(int)
-    for posting in entry.postings:
-        _check_amount(entry, posting)
-        sums[posting.account.asset] += posting.amount
+    for account, amount in entry.postings:
+        asset = account.asset
+        _check_amount(entry, asset, amount)
+        sums[asset] += amount
     for asset, total in sums.items():
         if total:
             raise UnbalancedEntry(f"entry {entry.source_id}: postings in {asset} sum to {total}, not to 0")
@@ -152,8 +153,7 @@ def reversal(entry: Entry, *, source_id: str, at_ms: int) -> Entry:
     return Entry(EntryKind.UNDO, source_id, at_ms, postings, entry.lease_id, entry.customer, entry.source_id)
 
 
-def _check_amount(entry: Entry, posting: Posting) -> None:
-    amount, asset = posting.amount, posting.account.asset
+def _check_amount(entry: Entry, asset: Asset, amount: int) -> None:
     limit = MAX_DC if asset is Asset.DC else MAX_WEI
     if type(amount) is not int or amount == 0 or abs(amount) > limit:
         raise InvalidAmount(

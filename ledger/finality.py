@@ -12,6 +12,7 @@ from sqlmodel import Session
 
 from ledger import accounts, booking, totals
 from ledger.book import Book
+from ledger.collection import collection_paused
 from ledger.epoch import EpochClock
 from ledger.meters import USAGE
 from ledger.settings import LedgerSettings
@@ -35,7 +36,8 @@ class Finality:
 
     def advance(self, now_ms: int, *, at_ms: int) -> int:
         """Move the watermark to ``now_ms - final_after_ms``; returns the DC that became final."""
-        return sum(self._step(start, end, epoch, at_ms) for start, end, epoch in list(self._stretches(now_ms)))
+        with collection_paused():
+            return sum(self._step(start, end, epoch, at_ms) for start, end, epoch in list(self._stretches(now_ms)))
 
     def _stretches(self, now_ms: int) -> Iterator[tuple[int, int, int]]:
         """(from, to, epoch) of acceptance times with usage in them, cut where an epoch ends."""
@@ -53,14 +55,16 @@ class Finality:
 
     def _step(self, start_ms: int, end_ms: int, epoch: int, at_ms: int) -> int:
         self._session.execute(insert(FINALITY).values(through_ms=end_ms, epoch=epoch))
-        self._book.lock({accounts.usage_pending(one.gpu_id) for one in totals.sums(self._session, start_ms, end_ms)})
+        used = totals.gpus_used(self._session, start_ms, end_ms)
+        tails = self._book.lock({accounts.usage_pending(gpu_id) for gpu_id in used})
         added = totals.sums(self._session, start_ms, end_ms)
+        tails |= self._book.lock({accounts.usage_final(one.gpu_id, epoch) for one in added if one.dc})
         entries = [booking.finality_step(epoch, end_ms, at_ms=at_ms)]
         entries += [
             booking.finality(one.gpu_id, epoch, one.dc, source_id=f"final/{epoch}/{end_ms}/{one.gpu_id}", at_ms=at_ms)
             for one in added
             if one.dc
         ]
-        self._book.append(entries)
+        self._book.append(entries, tails)
         totals.keep(self._session, end_ms, added)
         return sum(one.dc for one in added)

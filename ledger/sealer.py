@@ -9,12 +9,15 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import Select, func, insert, select
 from sqlmodel import Session
 
+from ledger.accounts import Asset
 from ledger.book import ACCOUNT, CHUNK, ENTRY, POSTINGS, chunks
+from ledger.bulk import among_given, insert_tuples
 from ledger.entries import EntryKind
 from ledger.meters import METER, USAGE
 from ledger.tables import HeadRow, HoldRow, LinkRow, table_of
@@ -23,6 +26,9 @@ LINK, HEAD, HOLD = table_of(LinkRow), table_of(HeadRow), table_of(HoldRow)
 
 Heads = dict[int, list[tuple[str, bytes]]]
 """By position in the chain: what the head is known as (an epoch's number, or seen before) and its hash."""
+
+_LINK = ("position", "entry_id", "hash", "sealed_ms")
+_canonical = json.JSONEncoder(separators=(",", ":"), default=bytes.hex).encode
 
 GENESIS = bytes(32)
 LATE_COMMIT_MS = 600_000
@@ -58,11 +64,11 @@ class Sealer:
         """Link every committed entry that has no link; returns the head's hash. Two at once: one fails, on the key."""
         position, head = self._end()
         for entry_ids in chunks(self._unlinked(at_ms)):
-            values: list[dict[str, Any]] = []
+            links: list[tuple[int, int, bytes, int]] = []
             for entry_id, digest in self._digests(entry_ids).items():
                 position, head = position + 1, link_hash(head, digest, at_ms)
-                values.append({"position": position, "entry_id": entry_id, "hash": head, "sealed_ms": at_ms})
-            self._session.execute(insert(LINK), values)
+                links.append((position, entry_id, head, at_ms))
+            insert_tuples(self._session, LINK, _LINK, links)
         return head
 
     def mark(self, epoch: int) -> None:
@@ -156,65 +162,79 @@ class Sealer:
 
     def _digests(self, entry_ids: Sequence[int]) -> dict[int, bytes]:
         """Digest of each entry that exists, in ascending order of id."""
-        rows = self._session.execute(select(ENTRY).where(ENTRY.c.id.in_(entry_ids)).order_by(ENTRY.c.id)).all()
-        postings = self._postings(entry_ids)
-        causes = self._usages(entry_ids) | self._holds(entry_ids)
-        return {row.id: entry_digest(list(row), postings[row.id], causes.get(row.id)) for row in rows}
+        given = {"entries": list(entry_ids)}
+        rows = self._session.execute(_entries(), given).all()
+        postings = self._postings(given)
+        usages = {row[0]: tuple(row) for row in self._session.execute(_usages(), given)}
+        causes = usages | {row[0]: tuple(row) for row in self._session.execute(_holds(), given)}
+        return {row[0]: entry_digest(tuple(row), postings[row[0]], causes.get(row[0])) for row in rows}
 
-    def _postings(self, entry_ids: Sequence[int]) -> Mapping[int, list[list[Any]]]:
-        found: dict[int, list[list[Any]]] = defaultdict(list)
-        for asset, table in POSTINGS.items():
-            rows = self._session.execute(
-                select(
-                    table.c.entry_id,
-                    table.c.line,
-                    ACCOUNT.c.kind,
-                    ACCOUNT.c.owner,
-                    ACCOUNT.c.sub,
-                    ACCOUNT.c.name,
-                    table.c.nth,
-                    table.c.amount,
-                    table.c.balance,
-                    table.c.is_source,
-                )
-                .join(ACCOUNT, ACCOUNT.c.id == table.c.account_id, isouter=True)
-                .where(table.c.entry_id.in_(entry_ids))
-                .order_by(table.c.entry_id, table.c.line)
-            )
-            for entry_id, *rest in rows:
-                found[entry_id].append([asset.value, *rest])
+    def _postings(self, given: Mapping[str, Any]) -> Mapping[int, list[tuple[Any, ...]]]:
+        found: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+        for asset in POSTINGS:
+            name = asset.value
+            for entry_id, *posting in self._session.execute(_postings(asset), given):
+                found[entry_id].append((name, *posting))
         return found
-
-    def _usages(self, entry_ids: Sequence[int]) -> dict[int, list[Any]]:
-        meter_columns = [column for column in METER.c if column.name != "id"]
-        rows = self._session.execute(
-            select(USAGE, *meter_columns)
-            .join(METER, METER.c.id == USAGE.c.meter_id, isouter=True)
-            .where(USAGE.c.entry_id.in_(entry_ids))
-        )
-        return {row[0]: list(row) for row in rows}
-
-    def _holds(self, entry_ids: Sequence[int]) -> dict[int, list[Any]]:
-        """What is fixed of the holds that entries of that kind opened."""
-        rows = self._session.execute(
-            select(ENTRY.c.id, HOLD.c.lease_id, HOLD.c.run_id, HOLD.c.customer, HOLD.c.opened_ms)
-            .join(HOLD, HOLD.c.lease_id == ENTRY.c.lease_id)
-            .where(ENTRY.c.id.in_(entry_ids), ENTRY.c.kind == EntryKind.HOLD.value)
-        )
-        return {row[0]: list(row) for row in rows}
 
 
 def entry_digest(entry: Sequence[Any], postings: Sequence[Sequence[Any]], cause: Sequence[Any] | None) -> bytes:
     """SHA-256 of an entry's rows as canonical JSON; bytes as hex, so every column of every row counts.
 
-    ``cause`` is the usage of a charge or the hold that the entry opened.
+    All are tuples or lists of columns; ``cause`` is the usage of a charge or the hold that the entry opened.
     """
-    content = [list(entry), [list(posting) for posting in postings], None if cause is None else list(cause)]
-    return hashlib.sha256(json.dumps(content, separators=(",", ":"), default=bytes.hex).encode()).digest()
+    return hashlib.sha256(_canonical([entry, postings, cause]).encode()).digest()
 
 
 def link_hash(previous: bytes, digest: bytes, sealed_ms: int) -> bytes:
     return hashlib.sha256(previous + digest + sealed_ms.to_bytes(8, "big")).digest()
+
+
+@cache
+def _entries() -> Select:
+    return select(ENTRY).where(among_given(ENTRY.c.id, "entries")).order_by(ENTRY.c.id)
+
+
+@cache
+def _postings(asset: Asset) -> Select:
+    table = POSTINGS[asset]
+    return (
+        select(
+            table.c.entry_id,
+            table.c.line,
+            ACCOUNT.c.kind,
+            ACCOUNT.c.owner,
+            ACCOUNT.c.sub,
+            ACCOUNT.c.name,
+            table.c.nth,
+            table.c.amount,
+            table.c.balance,
+            table.c.is_source,
+        )
+        .join(ACCOUNT, ACCOUNT.c.id == table.c.account_id, isouter=True)
+        .where(among_given(table.c.entry_id, "entries"))
+        .order_by(table.c.entry_id, table.c.line)
+    )
+
+
+@cache
+def _usages() -> Select:
+    meter_columns = [column for column in METER.c if column.name != "id"]
+    return (
+        select(USAGE, *meter_columns)
+        .join(METER, METER.c.id == USAGE.c.meter_id, isouter=True)
+        .where(among_given(USAGE.c.entry_id, "entries"))
+    )
+
+
+@cache
+def _holds() -> Select:
+    """What is fixed of the holds that entries of that kind opened."""
+    return (
+        select(ENTRY.c.id, HOLD.c.lease_id, HOLD.c.run_id, HOLD.c.customer, HOLD.c.opened_ms)
+        .join(HOLD, HOLD.c.lease_id == ENTRY.c.lease_id)
+        .where(among_given(ENTRY.c.id, "entries"), ENTRY.c.kind == EntryKind.HOLD.value)
+    )
 
 
 def _no_link() -> Any:

@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from ledger import accounts
 from ledger.book import ACCOUNT
-from ledger.bulk import among_given, insert_rows
+from ledger.bulk import among_given, insert_tuples
 from ledger.meters import METER, USAGE, standing
 from ledger.tables import EpochRow, FinalityRow, GpuTotalRow, HoldRow, table_of
 
@@ -53,6 +53,11 @@ class GpuTotal(NamedTuple):
 _COLUMNS = [TOTAL.c[name] for name in GpuTotal._fields]
 
 
+def gpus_used(session: Session, start_ms: int, end_ms: int) -> Sequence[str]:
+    """The GPUs of which usage was accepted in [start, end), standing or not."""
+    return session.execute(_used_between(), {"start": start_ms, "end": end_ms}).scalars().all()
+
+
 def sums(session: Session, start_ms: int, end_ms: int) -> list[GpuTotal]:
     """By GPU the standing usage accepted in [start, end)."""
     rows = session.execute(_sums_between(), {"start": start_ms, "end": end_ms})
@@ -77,8 +82,8 @@ def rewarded(session: Session, gpu_id: str) -> GpuTotal | None:
 def keep(session: Session, through_ms: int, added: Sequence[GpuTotal]) -> None:
     """Keep the totals behind a step of finality that made ``added`` final."""
     before = _last(session, [one.gpu_id for one in added])
-    rows = [one._asdict() | {"through_ms": through_ms} for one in totals(session, through_ms, added, before)]
-    insert_rows(session, TOTAL, rows)
+    rows = ((*one, through_ms) for one in totals(session, through_ms, added, before))
+    insert_tuples(session, TOTAL, (*GpuTotal._fields, "through_ms"), rows)
 
 
 def keep_all(session: Session) -> None:
@@ -96,7 +101,10 @@ def totals(
     asked = {"names": _names([one.gpu_id for one in added]), "through": through_ms}
     first = dict(tuple(row) for row in session.execute(_first_open(), asked))
     whole = [before[one.gpu_id].plus(one) if one.gpu_id in before else one for one in added]
-    return [one._replace(meter_id=min(one.meter_id, first.get(one.gpu_id, one.meter_id))) for one in whole]
+    return [
+        one._replace(meter_id=first[one.gpu_id]) if first.get(one.gpu_id, one.meter_id) < one.meter_id else one
+        for one in whole
+    ]
 
 
 def kept(session: Session, through_ms: int) -> dict[str, GpuTotal]:
@@ -144,6 +152,12 @@ def _usage_sums() -> Select:
         .group_by(METER.c.gpu_id)
         .order_by(METER.c.gpu_id)
     )
+
+
+@cache
+def _used_between() -> Select:
+    accepted = (USAGE.c.accepted_ms >= bindparam("start"), USAGE.c.accepted_ms < bindparam("end"))
+    return select(METER.c.gpu_id).join(USAGE, USAGE.c.meter_id == METER.c.id).where(*accepted).distinct()
 
 
 @cache

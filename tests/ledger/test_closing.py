@@ -11,6 +11,7 @@ from ledger.emission import WEI_PER_BCT, Schedule
 from ledger.epoch import read_file, verify_file
 from ledger.errors import EpochNotOver, EpochOutOfOrder, Overdrawn
 from ledger.leaves import gpu_id_hex, lease_leaf
+from ledger.sealer import Sealer
 from ledger.settings import NOT_SETTLED
 from ledger.split import AvailableLine, PoolTerms
 from ledger.store import Ledger
@@ -171,3 +172,33 @@ def test_a_pools_terms_split_its_reward_and_stand_in_the_file(used, session, clo
     assert given.pools == terms.pools
     assert b"alice" not in body
     assert content["payers"][0][1] == "10000"
+
+
+def test_the_same_facts_have_the_roots_files_and_seals_that_they_always_had(ledger, session, use, clock):
+    """Of a ledger of any age: what is sealed and published must come out bit for bit, however it is computed."""
+    operator = "0x" + "99" * 20
+    shared = EpochTerms(pools={"pool-1": PoolTerms(1000, 0, 9000, operator)}, payer_salt=b"salt")
+    ledger.record_bct_burned(10**20, "burned/1")
+    for n, customer in enumerate(("alice", 'b/%"\\ü')):
+        ledger.credit_test(customer, 10**6, f"t/{n}")
+        ledger.hold(f"lease-{n}", f"run-{n}", customer, 500_000, f"hold/{n}")
+    for epoch, terms in enumerate((shared, EpochTerms())):
+        for n, customer in enumerate(("alice", 'b/%"\\ü')):
+            ledger.charge_many(
+                [
+                    use(epoch, 61_001 * (i + 1) * (epoch + 1), gpu=f"GPU-{i}", lease_id=f"lease-{n}", run_id=f"run-{n}",
+                        customer=customer, pool=f"pool-{i % 3}", receipt_hash=bytes([n, i, epoch, 255]) * 8,
+                        holder=f"0x{i % 4:040x}")
+                    for i in range(7)
+                ]
+            )  # fmt: skip
+        ledger.undo("lease-1", 1, gpu_id_hex("GPU-3"), 100_000 * (epoch + 1), f"undo/{epoch}")
+        ledger.undo("lease-1", 1, gpu_id_hex("GPU-4"), 0, f"undo/all/{epoch}")
+        clock.advance(HOUR)
+        ledger.close_epoch(epoch, terms)
+    rows = session.execute(select(EPOCH.c.payout_root, EPOCH.c.usage_root, EPOCH.c.file_hash, EPOCH.c.head))
+    assert [[value.hex()[:16] for value in row] for row in rows] == [
+        ["dbb073fc9b5f0edb", "e166281450fc60c0", "5e0c07c50c932894", "8a30533cef225c1b"],
+        ["b0407c6f37824199", "1dcaa216083486cd", "1af4d048f9b38dce", "f94dd3acffbcd9fe"],
+    ]
+    assert Sealer(session).seal(clock.now_ms()).hex()[:16] == "eb3c9dee6ca83c40"
