@@ -69,7 +69,7 @@ def outbox(anvil, client, tmp_path: Path) -> Outbox:
 
 
 def settle(settler: Settler, done: Callable[[Step], bool]) -> Step:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not done(step := settler.step()):
         assert time.monotonic() < deadline, step
     return step
