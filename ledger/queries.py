@@ -302,14 +302,12 @@ def _epochs_before() -> Select:
 
 def _entry_views(session: Session, rows: Rows) -> tuple[EntryView, ...]:
     found: dict[int, list[Posting]] = {row[0]: [] for row in rows}
-    of: dict[tuple[str, str, str], Account] = {}
     moved = frozenset[Asset]().union(*(_assets_of(row[2]) for row in rows))
-    for asset in sorted(moved):
-        for entry_id, kind, owner, sub, amount in fetch(session, _postings_of(asset), {"entries": list(found)}):
-            account = of.get((kind, owner, sub))
-            if account is None:
-                account = of[kind, owner, sub] = Account(AccountKind(kind), owner, sub)
-            found[entry_id].append(Posting(account, amount))
+    moves = [move for asset in sorted(moved) for move in fetch(session, _postings_of(asset), {"entries": list(found)})]
+    named = fetch(session, _accounts_with(), {"ids": list({account_id for _, account_id, _ in moves})})
+    accounts = {account_id: Account(AccountKind(kind), owner, sub) for account_id, kind, owner, sub in named}
+    for entry_id, account_id, amount in moves:
+        found[entry_id].append(Posting(accounts[account_id], amount))
     return tuple(_entry_view(row, found[row[0]]) for row in rows)
 
 
@@ -327,13 +325,18 @@ def _assets_of(kind: str) -> frozenset[Asset]:
 
 @cache
 def _postings_of(asset: Asset) -> Select:
+    """Without their accounts: PostgreSQL, which expects more postings of an entry, would read all accounts to join."""
     table = POSTINGS[asset]
     return (
-        select(table.c.entry_id, ACCOUNT.c.kind, ACCOUNT.c.owner, ACCOUNT.c.sub, table.c.amount)
-        .join(ACCOUNT, ACCOUNT.c.id == table.c.account_id)
+        select(table.c.entry_id, table.c.account_id, table.c.amount)
         .where(among_given(table.c.entry_id, "entries"))
         .order_by(table.c.entry_id, table.c.line)
     )
+
+
+@cache
+def _accounts_with() -> Select:
+    return select(ACCOUNT.c.id, ACCOUNT.c.kind, ACCOUNT.c.owner, ACCOUNT.c.sub).where(among_given(ACCOUNT.c.id, "ids"))
 
 
 @cache
