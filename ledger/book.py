@@ -168,7 +168,7 @@ class Book:
         if not names:
             return {}
         query = select(ACCOUNT.c.id, ACCOUNT.c.name).where(among(ACCOUNT.c.name, sorted(names)))
-        rows = self._session.execute(query.order_by(ACCOUNT.c.id).with_for_update())
+        rows = self._session.execute(query.order_by(ACCOUNT.c.id).with_for_update()).all()
         found = {account_id: names[name] for account_id, name in rows}
         tails = {account_id: Tail(account_id, 0, 0) for account_id in found}
         for asset in {account.asset for account in found.values()}:
@@ -180,7 +180,7 @@ class Book:
     def _ends(self, asset: Asset, account_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         """(account, number of postings, balance) of the accounts that have postings."""
         if account_ids:
-            rows = self._session.execute(_ends_of(asset), {"accounts": list(account_ids)})
+            rows = self._session.execute(_ends_of(asset), {"accounts": list(account_ids)}).all()
             yield from ((account_id, nth, balance) for account_id, nth, balance in rows)
 
 

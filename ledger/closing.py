@@ -132,7 +132,7 @@ class Closing:
     def _lines(self, span: tuple[int, int]) -> list[UsageLine]:
         key = (METER.c.gpu_id, USAGE.c.holder, USAGE.c.pool)
         sums = (func.max(METER.c.operator), func.sum(USAGE.c.gpu_ms), func.sum(USAGE.c.dc))
-        rows = self._session.execute(_final(span).with_only_columns(*key, *sums).group_by(*key))
+        rows = self._session.execute(_final(span).with_only_columns(*key, *sums).group_by(*key)).all()
         lines = (UsageLine(gpu, who, pool, operator, int(ms), int(dc)) for gpu, who, pool, operator, ms, dc in rows)
         return [line for line in lines if line.gpu_ms or line.dc]
 

@@ -172,9 +172,9 @@ class Sealer:
     def _postings(self, given: Mapping[str, Any]) -> Mapping[int, list[tuple[Any, ...]]]:
         found: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
         for asset in POSTINGS:
-            name = asset.value
-            for entry_id, *posting in self._session.execute(_postings(asset), given):
-                found[entry_id].append((name, *posting))
+            name = (asset.value,)
+            for row in self._session.execute(_postings(asset), given).all():
+                found[row[0]].append(name + row[1:])
         return found
 
 

@@ -38,7 +38,7 @@ def word(value: int | bytes) -> bytes:
 
 def leaf(type_tag: bytes, *fields: int | bytes) -> bytes:
     """``keccak(keccak(abi.encode(type_tag, *fields)))`` for static fields."""
-    return _keccak(_keccak(b"".join((type_tag, *(word(f) for f in fields)))).digest()).digest()
+    return _keccak(_keccak(b"".join((type_tag, *map(word, fields)))).digest()).digest()
 
 
 def levels(leaves: Sequence[bytes]) -> list[list[bytes]]:

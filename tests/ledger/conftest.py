@@ -13,13 +13,15 @@ from sqlalchemy import (
     String,
     Table,
     bindparam,
+    delete,
+    func,
     insert,
     select,
 )
 from sqlmodel import Session
 
 from fabric.wire.clock import ManualClock
-from ledger.bulk import among, fetch, insert_returning, insert_rows, update_rows, upsert_rows
+from ledger.bulk import among, fetch, insert_returning, insert_rows, insert_tuples, update_rows, upsert_rows
 from ledger.database import open_engine
 from ledger.leaves import gpu_id_hex
 from ledger.settings import LedgerSettings
@@ -121,6 +123,15 @@ def bulk_check(bulk_table: Table) -> Callable[[Session], None]:
             session, table, [{"name": n, "size": 2**62, "note": ""} for n in "cd"], ("name", "size")
         )
         assert sorted(tuple(row) for row in rows) == [("c", 2**62), ("d", 2**62)]
+        again = [{"name": name, "note": "again"} for name in ("f", "a", "g")]
+        assert sorted(row.name for row in insert_returning(session, table, again, ("name",), or_skip=True)) == [
+            "f",
+            "g",
+        ]
+        insert_tuples(session, table, ("note", "name"), (("", f"many-{n}") for n in range(10_001)))
+        many = table.c.name.like("many-%")
+        assert session.execute(select(func.count(), func.max(table.c.size)).where(many)).one() == (10_001, 7)
+        session.execute(delete(table).where(many | among(table.c.name, ["f", "g"])))
         update_rows(
             session,
             table,
