@@ -1,8 +1,9 @@
 """The journal: appends entries and answers balances. Each posting carries its account's balance after it.
 
 So a balance is the last posting of its account, nothing mutable can disagree with the entries, and the database
-refuses a balance below zero. The caller owns the transaction; nothing here commits. On PostgreSQL the rows of the
-accounts are locked before their balances are read; on SQLite the transaction already has the only write lock.
+refuses a balance below zero. The caller owns the transaction; nothing here commits. On PostgreSQL one advisory lock
+stands before every booking (locks on the accounts' rows would write each row); on SQLite the transaction already has
+the only write lock.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from sqlmodel import Session
 
 from ledger import tables
 from ledger.accounts import Account, AccountKind, Asset
-from ledger.bulk import among, among_given, insert_returning, insert_tuples
+from ledger.bulk import among, among_given, insert_returning, insert_tuples, on_postgresql
 from ledger.entries import Entry, Posting, check
 from ledger.errors import InsufficientFunds, Overdrawn, SourceConflict
 from ledger.tables import AccountRow, BctPostingRow, DcPostingRow, EntryRow, table_of
@@ -28,6 +29,7 @@ IS_PENDING = text(f"{ACCOUNT.name}.{tables.PENDING}")
 """Said in a question about accounts of pending usage, it keeps all others from being read."""
 CHUNK = 500
 
+_LOCK = select(func.pg_advisory_xact_lock(0x6C6564676572))
 _LINE = ("entry_id", "line", "account_id", "nth", "amount", "balance", "is_source")
 
 Item = TypeVar("Item")
@@ -74,29 +76,26 @@ class Book:
             known |= self._write(list(fresh.values()), tails)
         return [known[entry.source_id] for entry in entries]
 
+    def append_new(self, entries: Sequence[Entry], tails: Tails) -> list[int]:
+        """The same for entries of which the caller, holding the lock, has found that none is booked."""
+        for entry in entries:
+            check(entry)
+        ids = self._write(entries, tails)
+        return [ids[entry.source_id] for entry in entries]
+
     def lock(self, accounts: Collection[Account]) -> Tails:
         """The ends of accounts, which nobody else can move until the transaction is over."""
-        names = {account.name: account for account in accounts}
-        tails = self._lock_known(names)
-        missing = {name: account for name, account in names.items() if account not in tails}
-        tails |= {account: Tail(account_id, 0, 0) for account, account_id in self._create(missing).items()}
-        overtaken = {name: account for name, account in missing.items() if account not in tails}
-        return tails | self._lock_known(overtaken)
+        if on_postgresql(self._session):
+            self._session.execute(_LOCK)
+        tails = self._ends(accounts)
+        return tails | self._create([account for account in accounts if account not in tails])
 
     def balance(self, account: Account) -> int:
         """In the asset's smallest unit; 0 for an account that was never used."""
         return self.balances([account])[account]
 
     def balances(self, accounts: Collection[Account]) -> dict[Account, int]:
-        names = {account.name: account for account in accounts}
-        found = dict.fromkeys(accounts, 0)
-        for asset in {account.asset for account in accounts}:
-            wanted = [account.name for account in accounts if account.asset is asset]
-            query = select(ACCOUNT.c.id, ACCOUNT.c.name).where(among(ACCOUNT.c.name, wanted))
-            ids = {account_id: names[name] for account_id, name in self._session.execute(query)}
-            for account_id, _, balance in self._ends(asset, list(ids)):
-                found[ids[account_id]] = balance
-        return found
+        return dict.fromkeys(accounts, 0) | {account: tail.balance for account, tail in self._ends(accounts).items()}
 
     def find(self, source_ids: Sequence[str]) -> dict[str, int]:
         """Ids of the entries among ``source_ids`` that are booked."""
@@ -128,7 +127,7 @@ class Book:
                 "a correction a reversal"
             )
 
-    def _write(self, entries: list[Entry], tails: Tails | None) -> dict[str, int]:
+    def _write(self, entries: Sequence[Entry], tails: Tails | None) -> dict[str, int]:
         if tails is None:
             tails = self.lock({posting.account for entry in entries for posting in entry.postings})
         lines = _lines(entries, tails)
@@ -138,7 +137,7 @@ class Book:
             insert_tuples(self._session, POSTINGS[asset], _LINE, whole)
         return ids
 
-    def _insert_entries(self, entries: list[Entry]) -> dict[str, int]:
+    def _insert_entries(self, entries: Sequence[Entry]) -> dict[str, int]:
         reversed_ids = self.find([entry.reverses for entry in entries if entry.reverses is not None])
         values = [
             {
@@ -154,48 +153,39 @@ class Book:
         rows = insert_returning(self._session, ENTRY, values, ("source_id", "id"))
         return {row.source_id: row.id for row in rows}
 
-    def _create(self, missing: Mapping[str, Account]) -> dict[Account, int]:
-        """New accounts and their ids, without those that somebody else created meanwhile."""
+    def _create(self, missing: Collection[Account]) -> Tails:
+        names = {account.name: account for account in sorted(missing)}
         values = [
-            {"name": account.name, "kind": account.kind.value, "owner": account.owner, "sub": account.sub}
-            for account in sorted(missing.values())
+            {"name": name, "kind": account.kind.value, "owner": account.owner, "sub": account.sub}
+            for name, account in names.items()
         ]
-        rows = insert_returning(self._session, ACCOUNT, values, ("name", "id"), or_skip=True)
-        return {missing[name]: account_id for name, account_id in rows}
+        rows = insert_returning(self._session, ACCOUNT, values, ("name", "id"))
+        return {names[name]: Tail(account_id, 0, 0) for name, account_id in rows}
 
-    def _lock_known(self, names: Mapping[str, Account]) -> Tails:
-        """The ends of those that exist."""
-        if not names:
-            return {}
-        query = select(ACCOUNT.c.id, ACCOUNT.c.name).where(among(ACCOUNT.c.name, sorted(names)))
-        rows = self._session.execute(query.order_by(ACCOUNT.c.id).with_for_update()).all()
-        found = {account_id: names[name] for account_id, name in rows}
-        tails = {account_id: Tail(account_id, 0, 0) for account_id in found}
-        for asset in {account.asset for account in found.values()}:
-            wanted = [account_id for account_id, account in found.items() if account.asset is asset]
-            for account_id, nth, balance in self._ends(asset, wanted):
-                tails[account_id] = Tail(account_id, nth, balance)
-        return {account: tails[account_id] for account_id, account in found.items()}
-
-    def _ends(self, asset: Asset, account_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """(account, number of postings, balance) of the accounts that have postings."""
-        if account_ids:
-            rows = self._session.execute(_ends_of(asset), {"accounts": list(account_ids)}).all()
-            yield from ((account_id, nth, balance) for account_id, nth, balance in rows)
+    def _ends(self, accounts: Collection[Account]) -> Tails:
+        """Of the accounts that exist."""
+        tails: Tails = {}
+        for asset in {account.asset for account in accounts}:
+            names = {account.name: account for account in accounts if account.asset is asset}
+            rows = self._session.execute(_ends_of(asset), {"names": list(names)}).all()
+            for name, account_id, nth, balance in rows:
+                tails[names[name]] = Tail(account_id, nth or 0, balance or 0)
+        return tails
 
 
 @cache
-def _ends_of(asset: Asset) -> Select[Any, Any, Any]:
-    """The last postings of the accounts given; building it takes longer than asking it."""
+def _ends_of(asset: Asset) -> Select[Any, Any, Any, Any]:
+    """The last postings of the accounts named; building it takes longer than asking it.
+
+    No join: PostgreSQL would read all postings for it as long as it believes them to be few.
+    """
     table = POSTINGS[asset]
-    inner = table.alias()
-    last = select(func.max(inner.c.nth)).where(inner.c.account_id == ACCOUNT.c.id).correlate(ACCOUNT).scalar_subquery()
-    return (
-        select(ACCOUNT.c.id, table.c.nth, table.c.balance)
-        .select_from(ACCOUNT)
-        .join(table, (table.c.account_id == ACCOUNT.c.id) & (table.c.nth == last))
-        .where(among_given(ACCOUNT.c.id, "accounts"))
-    )
+    ends = [
+        select(column).where(table.c.account_id == ACCOUNT.c.id).order_by(table.c.nth.desc()).limit(1)
+        for column in (table.c.nth, table.c.balance)
+    ]
+    columns = [end.correlate(ACCOUNT).scalar_subquery() for end in ends]
+    return select(ACCOUNT.c.name, ACCOUNT.c.id, *columns).where(among_given(ACCOUNT.c.name, "names"))
 
 
 def _lines(entries: Sequence[Entry], tails: Tails) -> dict[Asset, list[tuple[Any, ...]]]:

@@ -1,8 +1,8 @@
-"""Many rows or keys in one statement with one parameter, whatever their number.
+"""Many rows or keys in one statement with few parameters, whatever their number.
 
 A statement per row costs a message, a plan and a trip through the driver each; a parameter per key costs more to write
-out than to look up. PostgreSQL gets rows as one JSON value, from which it makes rows of the table's own types; SQLite,
-which has no server, gets them as tuples by its driver's executemany. The caller owns the transaction.
+out than to look up. PostgreSQL gets an array for each column, from which it makes rows; SQLite, which has no server,
+gets rows as tuples by its driver's executemany. The caller owns the transaction.
 """
 
 import json
@@ -12,8 +12,7 @@ from itertools import islice
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
+    JSON,
     Boolean,
     Dialect,
     Integer,
@@ -31,32 +30,28 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 from sqlmodel import Session
 
 Values = Mapping[str, Any]
-_SQLITE = sqlite.dialect()
+_SQLITE, _POSTGRESQL = sqlite.dialect(), postgresql.dialect()
 
 _ROWS_AT_ONCE = 10_000
 _SKIP = "ON CONFLICT DO NOTHING"
 
 
 class _Many(TypeDecorator[list[Any]]):
-    """A list of integers or of texts as one parameter: an array, or on SQLite JSON."""
+    """A list of integers or of texts as one parameter: an array as text, or on SQLite JSON."""
 
     impl = Text
     cache_ok = True
 
-    def __init__(self, *, whole: bool = False) -> None:
-        super().__init__()
-        self.whole = whole
-
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        array = ARRAY(BigInteger() if self.whole else Text())
-        return dialect.type_descriptor(array if dialect.name == "postgresql" else Text())
+        """On PostgreSQL of no type: of a text it would make an array anew for each row that it looks at."""
+        return NullType() if dialect.name == "postgresql" else Text()
 
     def process_bind_param(self, value: list[Any] | None, dialect: Dialect) -> Any:
-        return value if dialect.name == "postgresql" else json.dumps(value)
+        return _array(value or ()) if dialect.name == "postgresql" else json.dumps(value)
 
 
 class _Among(FunctionElement[bool]):
@@ -72,16 +67,12 @@ class _Among(FunctionElement[bool]):
 
 def among(column: Any, values: Collection[int] | Collection[str]) -> Any:
     """The condition that a column's value is one of these, all integers or all texts."""
-    return _Among(column, bindparam(None, list(values), type_=_kind(column), unique=True))
+    return _Among(column, bindparam(None, list(values), type_=_Many(), unique=True))
 
 
 def among_given(column: Any, name: str) -> Any:
     """The same for a statement that is built once: the values are its parameter of that name, a list."""
-    return _Among(column, bindparam(name, type_=_kind(column)))
-
-
-def _kind(column: Any) -> _Many:
-    return _Many(whole=isinstance(column.type, Integer))
+    return _Among(column, bindparam(name, type_=_Many()))
 
 
 @compiles(_Among, "sqlite")
@@ -92,8 +83,10 @@ def _among_sqlite(element: _Among, compiler: Any, **options: Any) -> str:
 
 @compiles(_Among, "postgresql")
 def _among_postgresql(element: _Among, compiler: Any, **options: Any) -> str:
+    """As a subquery: an array's values the planner looks at one by one, or has each compared with every row."""
     column, values = (compiler.process(part, **options) for part in element.clauses)
-    return f"{column} = ANY({values})"
+    kind = "BIGINT" if isinstance(next(iter(element.clauses)).type, Integer) else "TEXT"
+    return f"{column} IN (SELECT unnest(CAST({values} AS {kind}[])))"
 
 
 def fetch(session: Session, statement: Select, values: Values) -> list[tuple[Any, ...]]:
@@ -102,7 +95,7 @@ def fetch(session: Session, statement: Select, values: Values) -> list[tuple[Any
     SQLite answers one JSON value: for each row its driver lets go of the interpreter and waits for it again, behind
     every other thread that runs.
     """
-    if _is_postgresql(session):
+    if on_postgresql(session):
         return [tuple(row) for row in session.execute(statement, values)]
     whole, reads = _as_json(statement)
     rows = json.loads(session.execute(whole, values).scalar_one())
@@ -157,10 +150,10 @@ def insert_returning(
     if not rows:
         return []
     skip = _SKIP if or_skip else ""
-    if _is_postgresql(session):
+    if on_postgresql(session):
         names, values = _as_tuples(rows)
         end = f"{skip} RETURNING {', '.join(columns)}"
-        return [row for some in _pieces(values) for row in _insert_json(session, table, names, some, end)]
+        return [row for some in _pieces(values) for row in _insert_arrays(session, table, names, some, end)]
     before = session.execute(select(func.coalesce(func.max(text("rowid")), 0)).select_from(table)).scalar_one()
     _insert(session, table, *_as_tuples(rows), skip)
     newer = text("rowid > :before")  # each new row's is above all others', and the write lock keeps other writers out
@@ -182,19 +175,19 @@ def update_rows(session: Session, table: Table, rows: Sequence[Values], *, key: 
     names = [*(name for name in rows[0] if name not in key), *key]
     values = [tuple(map(row.__getitem__, names)) for row in rows]
     changed = names[: -len(key)]
-    if _is_postgresql(session):
+    if on_postgresql(session):
         new = ", ".join(f"{name} = given.{name}" for name in changed)
         same = " AND ".join(f"{table.name}.{name} = given.{name}" for name in key)
-        sql = f"UPDATE {table.name} SET {new} FROM {_given(table)} WHERE {same}"  # noqa: S608 - our names
-        session.execute(text(sql), {"given": _json(names, values)})
+        sql = f"UPDATE {table.name} SET {new} FROM {_given(table, names)} WHERE {same}"  # noqa: S608 - our names
+        session.execute(text(sql), _arrays(table, names, values))
         return
     new, same = (f"{name} = ?" for name in changed), (f"{name} = ?" for name in key)
     sql = f"UPDATE {table.name} SET {', '.join(new)} WHERE {' AND '.join(same)}"  # noqa: S608 - our names
     _execute_many(session, sql, table, names, values)
 
 
-def _is_postgresql(session: Session) -> bool:
-    return session.get_bind().dialect.name == postgresql.dialect.name
+def on_postgresql(session: Session) -> bool:
+    return session.get_bind().dialect.name == _POSTGRESQL.name
 
 
 def _as_tuples(rows: Sequence[Values]) -> tuple[list[str], Iterable[tuple[Any, ...]]]:
@@ -203,7 +196,7 @@ def _as_tuples(rows: Sequence[Values]) -> tuple[list[str], Iterable[tuple[Any, .
 
 
 def _insert(session: Session, table: Table, names: Sequence[str], rows: Iterable[tuple[Any, ...]], end: str) -> None:
-    send = _insert_json if _is_postgresql(session) else _insert_many
+    send = _insert_arrays if on_postgresql(session) else _insert_many
     for some in _pieces(rows):
         send(session, table, names, some, end)
 
@@ -214,13 +207,14 @@ def _pieces(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
         yield some
 
 
-def _insert_json(
+def _insert_arrays(
     session: Session, table: Table, names: Sequence[str], rows: Sequence[tuple[Any, ...]], end: str
 ) -> Any:
     names, rows = _with_defaults(table, names, rows)
     columns = ", ".join(names)
-    sql = f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {_given(table)} {end}"  # noqa: S608 - our names
-    return session.execute(text(sql), {"given": _json(names, rows)})
+    given = _given(table, names)
+    sql = f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {given} {end}"  # noqa: S608 - our names
+    return session.execute(text(sql), _arrays(table, names, rows))
 
 
 def _insert_many(
@@ -245,13 +239,20 @@ def _execute_many(
     connection.exec_driver_sql(sql, list(zip(*columns, strict=True)))
 
 
-def _given(table: Table) -> str:
-    """The parameter as rows of the table's types."""
-    return f"json_populate_recordset(CAST(NULL AS {table.name}), CAST(:given AS json)) AS given"
+def _given(table: Table, names: Sequence[str]) -> str:
+    """The parameters, an array for each column, as rows."""
+    arrays = ", ".join(f"CAST(:{name} AS {table.c[name].type.compile(_POSTGRESQL)}[])" for name in names)
+    return f"unnest({arrays}) AS given ({', '.join(names)})"
 
 
-def _json(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
-    return json.dumps([dict(zip(names, row, strict=True)) for row in rows], default=_plain)
+def _arrays(table: Table, names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> dict[str, str]:
+    columns = zip(names, zip(*rows, strict=True), strict=True)
+    return {name: _array(map(json.dumps, v) if isinstance(table.c[name].type, JSON) else v) for name, v in columns}
+
+
+def _array(values: Iterable[Any]) -> str:
+    """As PostgreSQL reads an array; its driver takes several times as long to write one."""
+    return "{" + ",".join(map(_item, values)) + "}"
 
 
 def _with_defaults(
@@ -269,8 +270,13 @@ def _with_defaults(
     return [*names, *defaults], [row + values for row in rows]
 
 
-def _plain(value: Any) -> Any:
-    """As PostgreSQL reads it from text."""
+def _item(value: Any) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if value is None:
+        return "NULL"
     if isinstance(value, bytes):
-        return f"\\x{value.hex()}"
+        return f'"\\\\x{value.hex()}"'
     raise TypeError(f"a {type(value).__name__} cannot be written in bulk: {value!r}")

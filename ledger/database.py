@@ -12,10 +12,13 @@ def open_engine(url: str, *, timeout_s: float = 30.0) -> Engine:
     """An engine whose transactions are safe for money.
 
     SQLite: WAL, full sync (a commit survives power loss), foreign keys, and every transaction takes the write lock
-    at its start, so that what it read still holds when it writes. PostgreSQL: the driver's defaults.
+    at its start, so that what it read still holds when it writes. PostgreSQL: the driver's defaults, but no compiling
+    of statements, which costs more than it saves where many keys are looked up.
     """
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
+        engine = create_engine(url, pool_pre_ping=True)
+        event.listen(engine, "connect", _stop_compiling)
+        return engine
     engine = create_engine(url, connect_args={"timeout": timeout_s})
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
@@ -41,6 +44,13 @@ class Transactions:
         """What is written in it is lost."""
         with Session(self._engine, expire_on_commit=False) as session:
             yield session
+
+
+def _stop_compiling(connection: DBAPIConnection, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("SET jit = off")
+    cursor.close()
+    connection.commit()
 
 
 def _on_connect(connection: DBAPIConnection, _record: object) -> None:

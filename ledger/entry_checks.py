@@ -1,6 +1,6 @@
 """Checkers of entries, postings, accounts and holds: balanced, permitted, solvent, folded, unique, immutable."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from sqlalchemy import Select, Table, case, func, select, text
@@ -10,9 +10,11 @@ from ledger.accounts import SOURCES, AccountKind, Asset, asset_of
 from ledger.audit import Check, Finding
 from ledger.book import ACCOUNT, ENTRY, NO_CHARGE, POSTINGS
 from ledger.entries import FLOWS, EntryKind
-from ledger.tables import APPEND_ONLY, HoldRow, table_of
+from ledger.tables import APPEND_ONLY, WHOLE, HoldRow, table_of
 
 HOLD = table_of(HoldRow)
+_SQLITE_TRIGGERS = "SELECT tbl_name FROM sqlite_master WHERE type = 'trigger'"
+_POSTGRES_TRIGGERS = "SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgenabled = 'O' AND NOT tgisinternal"
 DC, BCT = POSTINGS[Asset.DC], POSTINGS[Asset.BCT]
 
 
@@ -132,18 +134,15 @@ def holds_end(session: Session) -> Iterator[Finding]:
 
 
 def rows_are_protected(session: Session) -> Iterator[Finding]:
-    """The database still has the triggers that refuse changes."""
-    if session.get_bind().dialect.name == "sqlite":
-        found = session.execute(text("SELECT tbl_name FROM sqlite_master WHERE type = 'trigger'")).scalars()
-    else:
-        found = session.execute(text("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgenabled = 'O'")).scalars()
-    counts: dict[str, int] = defaultdict(int)
-    for table in found:
-        counts[table] += 1
+    """The database still has the triggers that refuse changes, and PostgreSQL those that check what rows name."""
+    on_sqlite = session.get_bind().dialect.name == "sqlite"
+    counts = Counter(session.execute(text(_SQLITE_TRIGGERS if on_sqlite else _POSTGRES_TRIGGERS)).scalars())
     for row in (*APPEND_ONLY, HoldRow):
         name = table_of(row).name
-        if counts[name] < 2:
-            yield Finding(name, "*", "its triggers against change are missing")
+        if counts[name] < 2 + (not on_sqlite and row in WHOLE):
+            yield Finding(
+                name, "*", "its triggers against change, or against rows that name what is not there, are missing"
+            )
 
 
 CHECKS = [

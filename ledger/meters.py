@@ -3,9 +3,10 @@
 Decides nothing; `ledger.booking` does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from sqlalchemy import RowMapping, select
 from sqlmodel import Session
@@ -13,7 +14,7 @@ from sqlmodel import Session
 from ledger import accounts
 from ledger.book import ENTRY
 from ledger.booking import Charge, MeterState
-from ledger.bulk import among, insert_rows
+from ledger.bulk import among, insert_returning, insert_rows
 from ledger.entries import Entry, EntryKind, move
 from ledger.errors import SourceConflict
 from ledger.tables import MeterRow, UsageRow, table_of
@@ -25,11 +26,30 @@ UNDONE = ENTRY.alias("undone")
 MeterKey = tuple[str, int, str]
 _USAGE_FIELDS = tuple(field.name for field in fields(Usage))
 _FIXED = ("customer", "operator", "model", "share_milli", "price_dc_per_gpu_hour", "simulated")
+_fixed_of = attrgetter(*_FIXED)
+
+
+class Opened(NamedTuple):
+    """A meter that was seen before: its row's id and what was booked of it."""
+
+    id: int
+    state: MeterState
 
 
 def standing() -> Any:
     """The condition that a usage row has not been undone."""
     return ~select(UNDONE.c.id).where(UNDONE.c.reverses_id == USAGE.c.entry_id).exists()
+
+
+_LAST = (
+    select(USAGE.c.entry_id)
+    .where(USAGE.c.meter_id == METER.c.id, standing())
+    .order_by(USAGE.c.entry_id.desc())
+    .limit(1)
+    .correlate(METER)
+    .scalar_subquery()
+)
+_METERS = select(METER.c.id, METER.c.lease_id, METER.c.generation, METER.c.gpu_id, _LAST, *(METER.c[n] for n in _FIXED))
 
 
 class Meters:
@@ -38,29 +58,30 @@ class Meters:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def states(self, usages: Sequence[Usage]) -> dict[MeterKey, MeterState]:
-        """What was booked of each usage's meter; a meter seen for the first time is at its beginning.
+    def known(self, usages: Sequence[Usage]) -> dict[MeterKey, Opened]:
+        """Those of the usages' meters that were seen before, with what was booked of them.
 
         Raises:
             SourceConflict: a meter's customer, operator, model, share or price differ from when it was opened.
         """
-        wanted = {usage.meter: usage for usage in usages}
+        first = {usage.meter: usage for usage in reversed(usages)}
         for usage in usages:
-            _expect_fixed(_meter_values(wanted[usage.meter]), usage)
-        keys = {row["id"]: key for key, row in self._find(wanted).items()}
-        found = self._states(list(keys))
-        known = {key: found[meter_id] for meter_id, key in keys.items() if meter_id in found}
-        return {key: known.get(key, MeterState()) for key in wanted}
+            _expect_fixed(_fixed_of(first[usage.meter]), usage)
+        found: dict[MeterKey, tuple[int, int | None]] = {}
+        rows = self._session.execute(_METERS.where(among(METER.c.lease_id, list({key[0] for key in first})))).all()
+        for meter_id, lease_id, generation, gpu_id, last, *fixed in rows:
+            key = (lease_id, generation, gpu_id)
+            if key in first:
+                _expect_fixed(tuple(fixed), first[key])
+                found[key] = (meter_id, last)
+        states = self._states([last for _, last in found.values() if last is not None])
+        return {key: Opened(meter_id, states.get(meter_id, MeterState())) for key, (meter_id, _) in found.items()}
 
     def open(self, usages: Sequence[Usage]) -> dict[MeterKey, int]:
-        """Row ids of the usages' meters; those seen for the first time are created."""
-        wanted = {usage.meter: usage for usage in usages}
-        found = self._find(wanted)
-        missing = [usage for key, usage in wanted.items() if key not in found]
-        if missing:
-            insert_rows(self._session, METER, [_meter_values(usage) for usage in missing], or_skip=True)
-            found |= self._find({usage.meter: usage for usage in missing})
-        return {key: row["id"] for key, row in found.items()}
+        """Create the usages' meters, none of which was seen before; returns the ids of their rows."""
+        values = [_meter_values(usage) for usage in {usage.meter: usage for usage in usages}.values()]
+        rows = insert_returning(self._session, METER, values, ("lease_id", "generation", "gpu_id", "id"))
+        return {(lease_id, generation, gpu_id): meter_id for lease_id, generation, gpu_id, meter_id in rows}
 
     def find(self, lease_id: str, generation: int, gpu_id: str) -> RowMapping | None:
         """The row of one meter."""
@@ -106,28 +127,10 @@ class Meters:
         rows = self._session.execute(query.where(among(USAGE.c.entry_id, entry_ids))).mappings()
         return {row["entry_id"]: row for row in rows}
 
-    def _find(self, wanted: Mapping[MeterKey, Usage]) -> dict[MeterKey, RowMapping]:
-        found: dict[MeterKey, RowMapping] = {}
-        leases = sorted({key[0] for key in wanted})
-        for row in self._session.execute(select(METER).where(among(METER.c.lease_id, leases))).mappings():
-            key = (row["lease_id"], row["generation"], row["gpu_id"])
-            if key in wanted:
-                _expect_fixed(row, wanted[key])
-                found[key] = row
-        return found
-
-    def _states(self, meter_ids: Sequence[int]) -> dict[int, MeterState]:
-        last = (
-            select(USAGE.c.entry_id)
-            .where(USAGE.c.meter_id == METER.c.id, standing())
-            .order_by(USAGE.c.entry_id.desc())
-            .limit(1)
-            .correlate(METER)
-            .scalar_subquery()
-        )
+    def _states(self, entry_ids: Sequence[int]) -> dict[int, MeterState]:
+        """By meter, behind the usage of these entries."""
         columns = (USAGE.c.meter_id, USAGE.c.seq, USAGE.c.part, USAGE.c.cumulative_gpu_ms, USAGE.c.charged_dc)
-        query = select(*columns).select_from(METER).join(USAGE, USAGE.c.entry_id == last)
-        rows = self._session.execute(query.where(among(METER.c.id, meter_ids)))
+        rows = self._session.execute(select(*columns).where(among(USAGE.c.entry_id, entry_ids)))
         return {meter_id: MeterState(*state) for meter_id, *state in rows}
 
 
@@ -143,16 +146,16 @@ def _meter_columns() -> list[Any]:
     return [column for column in METER.c if column.name != "id"]
 
 
-def _expect_fixed(row: Mapping[Any, Any], usage: Usage) -> None:
-    for name in _FIXED:
-        if row[name] != getattr(usage, name):
-            raise SourceConflict(
-                f"{usage.source_id}: {name} is {row[name]} for the life of the lease, not {getattr(usage, name)}"
-            )
+def _expect_fixed(fixed: tuple[Any, ...], usage: Usage) -> None:
+    if fixed == _fixed_of(usage):
+        return
+    for name, was, given in zip(_FIXED, fixed, _fixed_of(usage), strict=True):
+        if was != given:
+            raise SourceConflict(f"{usage.source_id}: {name} is {was} for the life of the lease, not {given}")
 
 
 def _meter_values(usage: Usage) -> dict[str, Any]:
-    fixed = {name: getattr(usage, name) for name in _FIXED}
+    fixed = dict(zip(_FIXED, _fixed_of(usage), strict=True))
     return {"lease_id": usage.lease_id, "generation": usage.generation, "gpu_id": usage.gpu_id, **fixed}
 
 

@@ -29,6 +29,7 @@ from ledger.tables import HoldRow, table_of
 from ledger.usage import Usage
 
 HOLD = table_of(HoldRow)
+_UNUSED = MeterState()
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,9 +365,11 @@ class Ledger:
         now_ms = self._now()
         if now_ms < self._finality.through_ms():
             raise UsageTooLate(f"{usages[0].source_id}: usage accepted at {now_ms} is final already; check the clock")
-        charges = _charge_each(usages, self._meters.states(usages), tails, now_ms)
-        ids = self._book.append([charged.entry for charged in charges], tails)
-        meters = self._meters.open(usages)
+        known = self._meters.known(usages)
+        charges = _charge_each(usages, {key: meter.state for key, meter in known.items()}, tails, now_ms)
+        ids = self._book.append_new([charged.entry for charged in charges], tails)
+        meters = {key: meter.id for key, meter in known.items()}
+        meters |= self._meters.open([usage for usage in usages if usage.meter not in known])
         written = [
             (charged, entry_id, meters[charged.usage.meter]) for charged, entry_id in zip(charges, ids, strict=True)
         ]
@@ -419,7 +422,7 @@ class Ledger:
         name = f"{source_id}/{meter['id']}"
         reversals = [reversal(one.entry, source_id=f"{name}/undo/{i}", at_ms=at_ms) for i, one in enumerate(passed)]
         self._book.append(reversals, tails)
-        state = self._meters.states([passed[0].usage])[passed[0].usage.meter]
+        state = self._meters.known([passed[0].usage])[passed[0].usage.meter].state
         parts = [(one, part) for one in reversed(passed) for part in by_holder(one.usage, one.gpu_ms, holders)]
         for i, (one, cut) in enumerate(parts):
             part = cut  # parts of one receipt that were cut before keep their order behind those cut now
@@ -446,7 +449,7 @@ def _charge_each(
     charges: list[Charge] = []
     for usage in usages:
         held = accounts.held(usage.customer, usage.lease_id)
-        charged = booking.charge(usage, meter=states[usage.meter], held_dc=left[held], at_ms=now_ms)
+        charged = booking.charge(usage, meter=states.get(usage.meter, _UNUSED), held_dc=left[held], at_ms=now_ms)
         states[usage.meter] = booking.state_after(charged)
         left[held] -= charged.dc
         charges.append(charged)

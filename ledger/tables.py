@@ -393,6 +393,12 @@ APPEND_ONLY: tuple[type[SQLModel], ...] = (
 )
 """Rows that no statement may change or delete."""
 
+WHOLE: tuple[type[SQLModel], ...] = (DcPostingRow, BctPostingRow, UsageRow, LinkRow)
+"""Rows whose foreign keys PostgreSQL checks for a whole statement at once: one by one costs more than writing them.
+
+What they name can be neither changed nor deleted, so it is enough that it is there when they are written.
+"""
+
 _HOLD_FIXED = ("lease_id", "run_id", "customer", "opened_ms")
 
 _POSTGRES_REFUSAL = """
@@ -428,6 +434,29 @@ def protection_ddl(dialect: str) -> list[str]:
     if dialect == "sqlite":
         return [*(sql for table in tables for sql in _sqlite_refusals(table)), *_sqlite_hold()]
     return [_POSTGRES_REFUSAL, *(sql for table in tables for sql in _postgres_refusals(table)), *_postgres_hold()]
+
+
+def whole_ddl(row: type[SQLModel]) -> list[str]:
+    """What makes PostgreSQL refuse rows that name what is not there; for a table of `WHOLE`.
+
+    Without `enable_seqscan` a session's plan from when the named tables were small stays good when they have grown.
+    """
+    table = table_of(row)
+    missing = " OR ".join(
+        f"(SELECT {key.column.name} FROM {key.column.table.name} WHERE {key.column.name} = given.{name}) IS NULL"  # noqa: S608 - our names
+        for name, key in sorted((key.parent.name, key) for key in table.foreign_keys)
+    )
+    function = f"""
+CREATE OR REPLACE FUNCTION {table.name}_whole() RETURNS trigger LANGUAGE plpgsql SET enable_seqscan = off AS $$
+BEGIN
+  IF EXISTS (SELECT FROM given WHERE {missing}) THEN
+    RAISE foreign_key_violation USING MESSAGE = 'a row of {table.name} names what is not there';
+  END IF;
+  RETURN NULL;
+END $$
+"""
+    trigger = f"CREATE TRIGGER {table.name}_whole AFTER INSERT ON {table.name} REFERENCING NEW TABLE AS given "
+    return [function, f"{trigger} FOR EACH STATEMENT EXECUTE FUNCTION {table.name}_whole()"]
 
 
 def _sqlite_refusals(table: str) -> list[str]:
@@ -474,6 +503,10 @@ def _attach() -> None:
         name = str(row.__tablename__)
         protect(row, sqlite=_sqlite_refusals(name), postgresql=[_POSTGRES_REFUSAL, *_postgres_refusals(name)])
     protect(HoldRow, sqlite=_sqlite_hold(), postgresql=[_POSTGRES_REFUSAL, *_postgres_hold()])
+    for row in WHOLE:
+        protect(row, sqlite=[], postgresql=whole_ddl(row))
+        for constraint in table_of(row).foreign_key_constraints:
+            constraint.ddl_if(dialect="sqlite")
 
 
 def _listen(table: Table, dialect: str, statements: list[str]) -> None:

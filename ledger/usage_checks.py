@@ -58,6 +58,19 @@ def charges_move_their_dc(session: Session) -> Iterator[Finding]:
         yield Finding("ledger_usage", str(entry_id), f"its entry does not move its {dc} DC from its lease to its GPU")
 
 
+def usage_is_whole(session: Session) -> Iterator[Finding]:
+    """No row of usage lost its entry or its meter."""
+    rows = session.execute(
+        select(USAGE.c.entry_id)
+        .join(ENTRY, ENTRY.c.id == USAGE.c.entry_id, isouter=True)
+        .join(METER, METER.c.id == USAGE.c.meter_id, isouter=True)
+        .where(ENTRY.c.id.is_(None) | METER.c.id.is_(None))
+        .order_by(USAGE.c.entry_id)
+    )
+    for entry_id in rows.scalars():
+        yield Finding("ledger_usage", str(entry_id), "it belongs to no entry or no meter")
+
+
 def charges_have_usage(session: Session) -> Iterator[Finding]:
     """Every charge has its usage row, and a lease that had a hold."""
     missing = ~select(USAGE.c.entry_id).where(USAGE.c.entry_id == ENTRY.c.id).exists()
@@ -178,6 +191,7 @@ CHECKS = [
     Check("pending usage is what is not final", 12, pending_is_not_final),
     Check("charges follow their meters", 7, charges_follow_meters),
     Check("charges move their DC", 7, charges_move_their_dc),
+    Check("usage is whole", 1, usage_is_whole),
     Check("charges have usage and a hold", 17, charges_have_usage),
     Check("undos reverse charges", 24, undos_reverse_charges),
     Check("GPUs bill no more than time", 9, gpus_bill_no_more_than_time),

@@ -15,11 +15,12 @@ from test_slots import WALLET, issue, money
 
 from api import conduct, keys
 from api.app import create_app
-from api.database import say
+from api.database import Database, say
 from api.enrolment_tables import OperatorWalletRow
 from api.listening import Listener
 from api.plane import Plane, build
 from api.reputation import DayFacts, score
+from api.schema import migrate
 from api.settings import Settings
 from api.tables import FactRow, GpuRow
 from fabric.wire.clock import ManualClock
@@ -50,6 +51,45 @@ def test_two_control_planes_migrate_once_and_are_one_fabric(planes):
     one, two = planes
     assert one.fabric_id == two.fabric_id
     assert one.life != two.life
+
+
+def test_a_database_whose_rows_were_checked_one_by_one_becomes_as_a_new_one(planes):
+    database = planes[0].database
+    new = _checks(database)
+    with database.write() as session:
+        for table, column, named in _KEYS:
+            session.execute(text(f"ALTER TABLE {table} ADD FOREIGN KEY ({column}) REFERENCES {named} (id)"))
+        for table in {table for table, _, _ in _KEYS}:
+            session.execute(text(f"DROP TRIGGER {table}_whole ON {table}"))
+            session.execute(text(f"DROP FUNCTION {table}_whole"))
+        session.execute(text("UPDATE alembic_version SET version_num = 'totals'"))
+    assert _checks(database) != new
+    migrate(database)
+    assert _checks(database) == new
+
+
+def _checks(database: Database) -> set[tuple[str, str]]:
+    """What the database checks of rows of the ledger: constraints and triggers, with the tables they are of."""
+    with database.read() as session:
+        found = session.execute(
+            text(
+                "SELECT conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype <> 't' "
+                "UNION SELECT tgrelid::regclass::text, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal"
+            )
+        )
+        return {(table, check) for table, check in found if table.startswith("ledger_")}
+
+
+_KEYS = [
+    ("ledger_dc_posting", "entry_id", "ledger_entry"),
+    ("ledger_dc_posting", "account_id", "ledger_account"),
+    ("ledger_bct_posting", "entry_id", "ledger_entry"),
+    ("ledger_bct_posting", "account_id", "ledger_account"),
+    ("ledger_usage", "entry_id", "ledger_entry"),
+    ("ledger_usage", "meter_id", "ledger_meter"),
+    ("ledger_link", "entry_id", "ledger_entry"),
+]
+"""Foreign keys of an earlier schema: (table, column, table named)."""
 
 
 def test_two_control_planes_accept_each_others_tokens(planes):

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy import select as select_columns
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlmodel import Session, SQLModel, col, select
 
@@ -12,6 +13,7 @@ from fabric.wire.clock import ManualClock
 from ledger import accounts
 from ledger.audit import run_audit
 from ledger.book import Book
+from ledger.bulk import insert_rows
 from ledger.chain import crediting
 from ledger.chain.book import AddressBook
 from ledger.chain.checks import CHAIN_CHECKS
@@ -25,12 +27,27 @@ from ledger.errors import InsufficientFunds
 from ledger.leaves import gpu_id_hex
 from ledger.sealer import Sealer
 from ledger.store import Balance, Ledger
-from ledger.tables import BctPostingRow, create_schema, ledger_tables
+from ledger.tables import (
+    WHOLE,
+    BctPostingRow,
+    DcPostingRow,
+    LinkRow,
+    UsageRow,
+    create_schema,
+    ledger_tables,
+    table_of,
+)
 
 pytest.importorskip("psycopg", reason="needs the PostgreSQL driver")
 pytestmark = pytest.mark.postgres
 
 GPU = gpu_id_hex("GPU-1")
+NAMES = [
+    (row, key.parent.name)
+    for row in WHOLE
+    for key in sorted(table_of(row).foreign_keys, key=lambda key: key.parent.name)
+]
+"""Columns that name another row."""
 
 
 @pytest.fixture
@@ -78,6 +95,31 @@ def test_the_database_refuses_changes_and_balances_below_zero(funded, session, c
     with pytest.raises(DatabaseError, match="immutable"):
         session.execute(text("UPDATE ledger_hold SET closed_ms = 6"))
     session.rollback()
+
+
+@pytest.mark.parametrize(("row", "column"), NAMES)
+def test_a_row_that_names_what_is_not_there_is_refused_among_others_too(funded, session, use, row, column):
+    funded.charge("lease-1", use(1, 1000))
+    posting = {"entry_id": 1, "line": 8, "account_id": 1, "nth": 99, "amount": 1, "balance": 1, "is_source": False}
+    link = {"position": 9, "entry_id": 1, "hash": b"", "sealed_ms": 0}
+    usage = dict(session.execute(select_columns(table_of(UsageRow))).mappings().one()) | {"entry_id": 1}
+    good = {DcPostingRow: posting, BctPostingRow: posting, UsageRow: usage, LinkRow: link}[row]
+    other = good | {name: value + 1 for name, value in good.items() if name in ("line", "nth", "position")}
+    if row in (UsageRow, LinkRow):
+        other["entry_id"] = 2
+    with session.begin_nested() as taken:
+        insert_rows(session, table_of(row), [good, other])
+        taken.rollback()
+    with pytest.raises(IntegrityError, match="not there"):
+        insert_rows(session, table_of(row), [good, other | {column: 1_000_000}])
+
+
+def test_an_audit_names_a_table_whose_rows_are_no_longer_checked(funded, session):
+    for name in ("ledger_dc_posting_whole", "ledger_dc_posting_no_change"):
+        session.execute(text(f"ALTER TABLE ledger_dc_posting DISABLE TRIGGER {name}"))
+        named = [f for result in run_audit(session, LEDGER_CHECKS, now_ms=0).results for f in result.findings]
+        assert [(finding.table, finding.key) for finding in named] == [("ledger_dc_posting", "*")]
+        session.execute(text(f"ALTER TABLE ledger_dc_posting ENABLE TRIGGER {name}"))
 
 
 def test_sixty_four_clients_with_one_wallet_never_overspend(engine, clock, settings):

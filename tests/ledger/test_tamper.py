@@ -99,6 +99,24 @@ def test_an_inserted_row_is_named(tampered, table):
     assert _named(report), (table, report)
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "check"),
+    [
+        ("ledger_dc_posting", "entry_id", "entries are whole"),
+        ("ledger_dc_posting", "account_id", "entries are whole"),
+        ("ledger_bct_posting", "entry_id", "entries are whole"),
+        ("ledger_bct_posting", "account_id", "entries are whole"),
+        ("ledger_usage", "entry_id", "usage is whole"),
+        ("ledger_usage", "meter_id", "usage is whole"),
+        ("ledger_link", "entry_id", "sealed chain"),
+    ],
+)
+def test_a_row_that_names_what_is_not_there_is_named_without_the_seal_too(tampered, table, column, check):
+    report = tampered(lambda raw: _edit(raw, table, column))
+    named = {result.name: {finding.table for finding in result.findings} for result in report.results}
+    assert named[check] & {table, "ledger_entry"}
+
+
 def test_an_entry_booked_after_the_last_seal_is_reported_as_tail(tampered):
     def book(raw: sqlite3.Connection) -> None:
         raw.execute("INSERT INTO ledger_entry (source_id, kind, at_ms) VALUES ('close/x', 'close', 0)")
