@@ -553,11 +553,14 @@ class Crew:
         self._office.pool.give(held, 0.0 if self._own_lease else self._options.linger_s)
 
     async def _report(self, state: RunState, reason: Reason, message: str) -> None:
-        try:
+        async def tell() -> None:
             await self._office.registrar.flush()
             if state is RunState.CANCELLED:
                 await self._office.plane.cancel(self.run)
             else:
                 await self._office.plane.finish(self.run, state, reason, message[:2000])
+
+        try:
+            await self._office.until_answered(tell)
         except Error:
             return  # its session's end closes it too

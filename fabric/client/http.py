@@ -5,8 +5,9 @@ It knows paths and members of `docs/protocol.md`, and nothing of what they are u
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 from urllib.parse import quote, urljoin
 
@@ -18,6 +19,8 @@ LONG_POLL_S = 25
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 RETRY_DELAYS_S = (0.1, 0.3, 1.0)
 """Before the second, third, … try of a request that did not get through."""
+AWAY_DELAYS_S = (0.5, 1.0, 2.0, 5.0)
+"""Between such requests, where one is made until the control plane answers; the last one from then on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,11 @@ class Probe:
 
     gateway: str
     relay: str
+
+
+def away_delays_s() -> Iterator[float]:
+    """How long to wait before asking again a control plane that did not answer, again and again."""
+    return chain(AWAY_DELAYS_S, repeat(AWAY_DELAYS_S[-1]))
 
 
 class ControlPlane:

@@ -6,13 +6,13 @@ It asks for routes and releases; it decides nothing about runs.
 import asyncio
 import platform
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from fabric.client.channel import Gone
-from fabric.client.http import ControlPlane, Probe
+from fabric.client.http import ControlPlane, Probe, away_delays_s
 from fabric.client.lease_pool import HeldLease, LeasePool
 from fabric.client.loop import LoopThread
 from fabric.client.registrar import Registrar
@@ -24,6 +24,8 @@ from fabric.wire.errors import Error, ServiceError
 from fabric.wire.link import CONTROL
 from fabric.wire.machines import LeaseState
 from fabric.wire.reasons import Reason
+
+T = TypeVar("T")
 
 MEASURE_ROUNDS = 3
 """Landmarks, the few best by estimate, and those that are the best now that something is known."""
@@ -59,6 +61,30 @@ class Office:
             self._away = False
             say("fabric: the control plane answers again")
 
+    async def until_answered(self, ask: Callable[[], Awaitable[T]], until: float | None = None) -> T:
+        """Ask again and again while the control plane is away.
+
+        Args:
+            ask: makes one request.
+            until: when it is enough, by the monotonic clock; None for never.
+
+        Raises:
+            Error: what it answered; a retryable ServiceError only when there was no answer by `until`.
+        """
+        for delay in away_delays_s():
+            try:
+                answer = await ask()
+            except ServiceError as error:
+                left = delay if until is None else until - time.monotonic()
+                if not error.retryable or left <= 0:
+                    raise
+                self.note_away(error)
+                await asyncio.sleep(min(delay, left))
+            else:
+                self.note_answer()
+                return answer
+        raise AssertionError
+
     def start(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run beside everything else."""
         return self.loop.start(coroutine)
@@ -70,10 +96,10 @@ class Office:
         task.add_done_callback(self._telling.discard)
         return task
 
-    async def told(self) -> None:
-        """Wait until the control plane has heard everything."""
+    async def told(self, timeout_s: float | None = None) -> None:
+        """Wait until the control plane has heard everything, so long at most."""
         if self._telling:
-            await asyncio.wait(self._telling)
+            await asyncio.wait(self._telling, timeout=timeout_s)
 
     def request(self, run: str, kind: str, members: dict[str, Any]) -> dict[str, Any]:
         """A RunRequest of this session and this Python."""
@@ -116,8 +142,8 @@ class Office:
 
     async def find_route(self, held: HeldLease) -> Route | Gone | None:
         """A fresh route to a lease, why it is over, or None while it has none."""
-        await self.registrar.flush()
         try:
+            await self.registrar.flush()
             answer = await self.plane.route(held.run)
         except ServiceError as error:
             if self.plane.ended:
@@ -140,7 +166,7 @@ class Office:
         """That an operator is lost is not for a customer to say; that its node does not answer is."""
         said = Reason.INTERNAL_ERROR if reason in _NOT_OURS_TO_SAY else reason
         try:
-            await self.plane.release(held.id, held.generation, said)
+            await self.until_answered(lambda: self.plane.release(held.id, held.generation, said))
         except ServiceError:
             return  # the session's end, or its silence, releases it too
         except Error:

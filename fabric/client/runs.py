@@ -1,12 +1,14 @@
 """A handle on a run of the control plane: state, attempts, logs, cost, reasons, receipts and, if detached, result."""
 
 import base64
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from fabric.client.answers import Answers
 from fabric.client.http import LONG_POLL_S
@@ -19,6 +21,8 @@ from fabric.wire.errors import Error, InvalidRequest, ServiceError, Timeout, run
 from fabric.wire.machines import RUN_EDGES, RunState, is_terminal
 from fabric.wire.reasons import EXPLANATIONS, Reason
 from fabric.wire.receipts import Receipt, ReceiptError, SignedReceipt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,24 +203,27 @@ class Run:
             yield line
 
     def wait(self, timeout: float | None = None) -> RunState:
-        """Its terminal state.
+        """Its terminal state. A control plane that is away is waited for.
 
         Raises:
-            Timeout: it is not over after `timeout` seconds; it goes on.
+            InvalidRequest: `timeout` is no number of seconds.
+            Timeout: it is not over after `timeout` seconds, as far as is known; it goes on.
         """
-        return RunState(self._finished(timeout)["state"])
+        return RunState(self._finished(timeout, _deadline(timeout))["state"])
 
     def result(self, timeout: float | None = None) -> Any:
-        """The value of a detached run, waiting up to `timeout` seconds.
+        """The value of a detached run, waiting up to `timeout` seconds, also for a control plane that is away.
 
         Raises:
-            Timeout: it is not over yet; it goes on.
+            InvalidRequest: `timeout` is no number of seconds, or the run is not detached.
+            Timeout: it is not over yet, as far as is known; it goes on.
             RunFailed: it ended without a value; the user's own exception is raised as itself.
         """
-        facts = self._finished(timeout)
+        until = _deadline(timeout)
+        facts = self._finished(timeout, until)
         result = facts.get("result") or {}
         if result.get("blob"):
-            value, answer = self._read_result(self._session.call(self._session.plane.blob(result["blob"])))
+            value, answer = self._read_result(self._answer(lambda: self._session.plane.blob(result["blob"]), until))
             if value:
                 return answer
             raise answer
@@ -236,15 +243,25 @@ class Run:
         await self._session.office.registrar.flush()
         return await self._session.plane.run(self.id)
 
-    def _finished(self, timeout: float | None) -> dict[str, Any]:
-        until = None if timeout is None else time.monotonic() + timeout
-        facts = self._facts()
+    def _answer(self, ask: Callable[[], Awaitable[T]], until: float | None) -> T:
+        """What the control plane answers once it is there; asked for the last time when it is time."""
+        try:
+            return self._session.call(self._session.office.until_answered(ask, until))
+        except ServiceError as error:
+            if not error.retryable:
+                raise
+            raise Timeout(f"{self.id} may go on, but {error.message}", reason=Reason.TIMEOUT) from None
+
+    def _finished(self, timeout: float | None, until: float | None) -> dict[str, Any]:
+        facts = self._answer(self._current, until)
         while not is_terminal(RUN_EDGES, RunState(facts["state"])):
             left = LONG_POLL_S if until is None else until - time.monotonic()
             if left <= 0:
                 raise Timeout(f"{self.id} is {facts['state']} after {timeout:g} s; it goes on", reason=Reason.TIMEOUT)
-            wait_s = max(1, min(LONG_POLL_S, left))
-            facts = self._session.call(self._session.plane.run(self.id, wait_s=wait_s, since=facts["state"]))
+            wait = partial(
+                self._session.plane.run, self.id, wait_s=max(1, min(LONG_POLL_S, left)), since=facts["state"]
+            )
+            facts = self._answer(wait, until)
         return facts
 
     def _read_result(self, blob: bytes) -> tuple[bool, Any]:
@@ -264,6 +281,15 @@ class Run:
             lines.put(None)
         except Error as error:
             lines.put(error)
+
+
+def _deadline(timeout: float | None) -> float | None:
+    """When that is, by the monotonic clock."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout):
+        raise InvalidRequest(f"timeout={timeout!r} is not a time in seconds; None waits until the run is over")
+    return time.monotonic() + timeout
 
 
 def _has_ranks(facts: dict[str, Any]) -> bool:

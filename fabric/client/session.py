@@ -28,6 +28,8 @@ T = TypeVar("T")
 HEARTBEAT_S = 60.0
 GOODBYE_S = 3.0
 """How long the end of the process may be held up to release its leases."""
+TOLD_S = 1.5
+"""How much of it to tell how its runs ended; the end of the session ends them too."""
 
 
 class Session:
@@ -54,7 +56,7 @@ class Session:
     async def _goodbye(self) -> None:
         self.office.pool.close()
         with suppress(Error):
-            await self.office.told()
+            await self.office.told(TOLD_S)
             await self.office.registrar.flush()
             if self.office.used:
                 with suppress(Error):

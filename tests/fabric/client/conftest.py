@@ -207,7 +207,7 @@ class SmallFabric:
         self.runs, self.leases, self.nodes, self.blobs, self.endpoints = {}, {}, {}, {}, {}
         self.requests, self.problems, self.probes = [], [], []
         self.fits_nothing = ""
-        self.away, self.last_words = False, None
+        self.away, self.last_words, self.unanswered = False, None, []
         self.more_offers = []
         self.wishes = {}
         self.python = ".".join(platform.python_version_tuple()[:2])
@@ -222,6 +222,7 @@ class SmallFabric:
 
             def handle_any(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                fabric.unanswered += [self.path.rpartition("/")[2]] * fabric.away
                 if fabric.away and fabric.last_words is None:
                     self.close_connection = True
                     return

@@ -13,6 +13,7 @@ from fabric import local
 def quick(monkeypatch):
     monkeypatch.setattr("fabric.client.channel.RECONNECT_S", 0.2)
     monkeypatch.setattr("fabric.client.http.RETRY_DELAYS_S", (0.01,))
+    monkeypatch.setattr("fabric.client.http.AWAY_DELAYS_S", (0.05,))
     monkeypatch.setattr("fabric.client.crew.TICK_S", 0.05)
 
 
@@ -39,6 +40,13 @@ def outage(small_fabric, begins, ends=lambda: False):
     threading.Thread(target=act, daemon=True).start()
 
 
+def eventually(condition):
+    until = time.monotonic() + 10
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    return condition()
+
+
 @pytest.mark.parametrize(("gpus", "begins"), [(1, at_work), (0, queued)])
 def test_a_run_without_a_gpu_waits_for_an_answer_and_then_says_whose_is_missing(small_fabric, capsys, gpus, begins):
     small_fabric.gpus = gpus
@@ -61,6 +69,48 @@ def test_a_run_goes_on_when_the_control_plane_answers_again(small_fabric, capsys
     outage(small_fabric, begins, ends)
     assert fabric.run(lambda: time.sleep(0.3) or 7) == 7
     assert "the control plane answers again" in "".join([*said, capsys.readouterr().err])
+
+
+def test_the_result_of_a_detached_run_waits_for_a_control_plane_that_is_away(small_fabric, capsys):
+    run = fabric.submit(lambda: 7)
+    small_fabric.go_away()
+    outage(small_fabric, lambda _: True, lambda: "trying again" in capsys.readouterr().err)
+    assert run.result() == 7
+
+
+def test_a_result_that_the_control_plane_does_not_tell_in_time_is_a_timeout_that_names_it(small_fabric):
+    run = fabric.submit(lambda: 7)
+    small_fabric.go_away()
+    with pytest.raises(fabric.Timeout, match=r"may go on, but the control plane .* cannot be reached"):
+        run.result(timeout=0.2)
+    small_fabric.come_back()
+    assert run.result(timeout=0) == 7
+
+
+@pytest.mark.parametrize("timeout", ["5", True, float("nan")])
+def test_a_time_to_wait_that_is_none_is_refused(small_fabric, timeout):
+    run = fabric.submit(lambda: 7)
+    with pytest.raises(fabric.InvalidRequest, match="is not a time in seconds"):
+        run.result(timeout=timeout)
+
+
+def test_what_ended_while_the_control_plane_was_away_is_told_when_it_is_back(small_fabric):
+    threading.Thread(target=lambda: setattr(small_fabric, "away", eventually(lambda: at_work(small_fabric)))).start()
+    assert fabric.run(lambda: time.sleep(0.3) or 7, linger=0) == 7
+    assert eventually(lambda: all(small_fabric.unanswered.count(said) >= 2 for said in ("finish", "release")))
+    (run,), (lease,) = small_fabric.runs.values(), small_fabric.leases.values()
+    assert (run["state"], lease["released"]) == ("RUNNING", "")
+    small_fabric.away = False
+    assert eventually(lambda: (run["state"], lease["released"]) == ("SUCCEEDED", "done"))
+
+
+def test_a_warm_run_is_told_of_when_the_control_plane_is_back(small_fabric):
+    fabric.run(lambda: 7, linger=60)
+    small_fabric.away = True
+    assert fabric.run(lambda: 8, linger=60) == 8
+    assert eventually(lambda: small_fabric.unanswered.count("runs") >= 2)
+    small_fabric.away = False
+    assert eventually(lambda: [run["state"] for run in small_fabric.runs.values()] == ["SUCCEEDED"] * 2)
 
 
 @pytest.mark.parametrize("last_words", [None, (500, {})])

@@ -1,24 +1,31 @@
-"""Warm runs are told in batches, each with its newest state, and lost news loses nothing else."""
+"""Warm runs are told in batches, each with its newest state; what did not get through is told again."""
 
 import asyncio
 
+import pytest
+
 from fabric.client import registrar as registrars
 from fabric.client.registrar import MAX_BATCH, Registrar
-from fabric.wire.errors import ServiceError
+from fabric.wire.errors import InvalidRequest, ServiceError
+
+AWAY = ServiceError("down", retryable=True)
 
 
 class Heard:
     """Takes batches as a control plane does."""
 
-    def __init__(self, fail=0):
+    def __init__(self, failures=()):
         self.batches = []
         self.heard = asyncio.Event()
-        self.fail = fail
+        self.failures = list(failures)
+
+    @property
+    def told(self):
+        return [(entry["request"]["id"], entry["state"]) for batch in self.batches for entry in batch]
 
     async def send(self, batch):
-        if self.fail:
-            self.fail -= 1
-            raise ServiceError("down")
+        if self.failures:
+            raise self.failures.pop(0)
         self.batches.append(batch)
         self.heard.set()
 
@@ -51,11 +58,46 @@ async def test_news_are_sent_by_themselves(monkeypatch):
         await heard.heard.wait()
 
 
-async def test_after_news_were_lost_the_next_are_still_sent():
-    heard = Heard(fail=1)
+async def test_what_could_not_be_sent_is_kept_in_its_order_and_sent_with_its_newest_state():
+    heard = Heard([AWAY])
     registrar = Registrar(heard.send)
     registrar.note({"id": "run_1"}, "RUNNING")
-    await registrar.flush()
     registrar.note({"id": "run_2"}, "RUNNING")
+    with pytest.raises(ServiceError):
+        await registrar.flush()
+    registrar.note({"id": "run_3"}, "RUNNING")
+    registrar.note({"id": "run_1"}, "SUCCEEDED", "done")
     await registrar.flush()
-    assert [entry["request"]["id"] for batch in heard.batches for entry in batch] == ["run_2"]
+    assert heard.told == [("run_1", "SUCCEEDED"), ("run_2", "RUNNING"), ("run_3", "RUNNING")]
+
+
+async def test_what_could_not_be_sent_is_sent_again_by_itself(monkeypatch):
+    monkeypatch.setattr(registrars, "FLUSH_S", 0.0)
+    monkeypatch.setattr("fabric.client.http.AWAY_DELAYS_S", (0.0,))
+    heard = Heard([AWAY, AWAY, AWAY])
+    Registrar(heard.send).note({"id": "run_1"}, "RUNNING")
+    async with asyncio.timeout(5):
+        await heard.heard.wait()
+    assert heard.told == [("run_1", "RUNNING")]
+
+
+async def test_what_is_refused_is_given_up_and_what_comes_after_it_is_sent():
+    heard = Heard([InvalidRequest("no such lease"), ServiceError("over for good")])
+    registrar = Registrar(heard.send)
+    for name in ("run_1", "run_2", "run_3"):
+        registrar.note({"id": name}, "RUNNING")
+        await registrar.flush()
+    assert heard.told == [("run_3", "RUNNING")]
+
+
+async def test_of_more_than_can_be_kept_the_oldest_is_given_up(monkeypatch):
+    monkeypatch.setattr(registrars, "MAX_KEPT", 2)
+    heard = Heard([AWAY])
+    registrar = Registrar(heard.send)
+    registrar.note({"id": "run_1"}, "RUNNING")
+    registrar.note({"id": "run_2"}, "RUNNING")
+    with pytest.raises(ServiceError):
+        await registrar.flush()
+    registrar.note({"id": "run_3"}, "RUNNING")
+    await registrar.flush()
+    assert heard.told == [("run_2", "RUNNING"), ("run_3", "RUNNING")]
