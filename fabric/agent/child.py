@@ -30,7 +30,7 @@ from fabric.agent.crowd import Crowd
 from fabric.agent.dialect import ASSIGN, STAMP_BYTES
 from fabric.agent.interruption import Interruption
 from fabric.agent.page import Page
-from fabric.wire import channel, job
+from fabric.wire import channel, coroutines, job
 from fabric.wire.codec import NotTransportable, encode, encode_exception
 from fabric.wire.frames import PREFIX, Buffer, pack, split, unpack_header, unpack_lengths
 from fabric.wire.reasons import Reason
@@ -288,8 +288,7 @@ class _Worker:
             return _encode_failure(function)
         try:
             args, kwargs = pickle.loads(pieces[0], buffers=pieces[1:])  # noqa: S301 - the sandbox is where this happens
-            value = function(*args, **kwargs)
-            encoded = encode(value)
+            encoded = encode(coroutines.settled(function(*args, **kwargs)))
         except NotTransportable as error:
             return channel.STATUS_NOT_TRANSPORTABLE, [str(error).encode(errors="replace")]
         except MemoryError as error:
@@ -351,9 +350,9 @@ def _encode_failure(error: BaseException) -> tuple[int, list[Buffer]]:
 
 
 def _traceback(error: BaseException) -> str:
-    """The traceback as text, without the frames of this file."""
+    """The traceback as text, without the frames of the fabric that come first."""
     step = error.__traceback__
-    while step is not None and step.tb_frame.f_code.co_filename == __file__:
+    while step is not None and step.tb_frame.f_code.co_filename in (__file__, coroutines.__file__):
         step = step.tb_next
     return "".join(traceback.format_exception(type(error), error, step))
 

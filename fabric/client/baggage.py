@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.client.workdir import unpack_workdir
+from fabric.wire.coroutines import settled
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Carrying(Wrapping):
     def __call__(self, baggage: Baggage, args: Sequence[Any], /, **kwargs: Any) -> Any:
         with _secrets(baggage.secrets), _workdir(baggage):
             try:
-                return self.function(*args, **kwargs)
+                return settled(self.function(*args, **kwargs))
             except BaseException as error:
                 _hide(error, baggage.secrets)
                 raise

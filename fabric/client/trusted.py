@@ -11,13 +11,14 @@ import cloudpickle
 
 from fabric.client.baggage import Wrapping
 from fabric.wire.codec import CodecError, NotTransportable
+from fabric.wire.coroutines import settled
 
 
 class Pickling(Wrapping):
     """A function whose value the worker pickles: the pickle, then its out-of-band buffers."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[bytes]:
-        value = self.function(*args, **kwargs)
+        value = settled(self.function(*args, **kwargs))
         buffers: list[pickle.PickleBuffer] = []
         try:
             body = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)

@@ -1,6 +1,8 @@
 """A node with real children: what a customer sees of it."""
 # ruff: noqa: T201 - customers' functions print
 
+import asyncio
+import functools
 import hashlib
 import os
 import pickle
@@ -31,6 +33,26 @@ async def test_a_function_runs_and_its_value_comes_back(site):
     customer = await site.leased()
     customer.call(customer.function(lambda x: x + 1), 41)
     assert await customer.outcomes(1) == {0: 42}
+
+
+async def adds_later(a, b):
+    await asyncio.sleep(0)
+    if b is None:
+        raise KeyError("gone")
+    return a + b
+
+
+@pytest.mark.parametrize("function", [adds_later, functools.partial(adds_later)])
+async def test_a_coroutine_is_run_to_its_end(site, function):
+    customer = await site.leased()
+    digest = customer.function(function)
+    customer.calls(digest, [(0, (1, 2)), (1, (1, None))])
+    outcomes = await customer.outcomes(2)
+    assert outcomes[0] == 3
+    assert isinstance(outcomes[1], KeyError)
+    assert "in adds_later" in outcomes[1].__notes__[0]
+    assert "fabric/agent/child.py" not in outcomes[1].__notes__[0]
+    assert "fabric/wire" not in outcomes[1].__notes__[0]
 
 
 async def test_an_exception_comes_back_with_its_remote_traceback_and_without_our_frames(site):
