@@ -1,6 +1,6 @@
 """`fabric.Env`: the packages that a run finds, beside those of its node."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,11 @@ class Env:
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest when it is no environment; says which part and what is allowed."""
-        if isinstance(self.pip, str) or not all(isinstance(one, str) for one in self.pip):
+        listed = isinstance(self.pip, Iterable) and not isinstance(self.pip, str)
+        if not listed or not all(isinstance(one, str) for one in self.pip):
             raise InvalidRequest(f"Env(pip={self.pip!r:.80}) is not a list of requirements such as ['torch>=2.6']")
+        if self.python is not None and not isinstance(self.python, str):
+            raise InvalidRequest(f"Env(python={self.python!r:.80}) is not a minor version such as '3.11'")
         try:
             spec = check_env(self.python or "", self.pip)
         except ValueError as error:

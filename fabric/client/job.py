@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fabric.wire import job
+from fabric.wire.errors import InvalidRequest
 
 LOCAL_NOTICE_S = 5.0
 """The notice that is simulated outside a job."""
@@ -89,10 +90,10 @@ def simulate_preemption(after: float = 5) -> None:
     is preempted so. Outside a job the hooks are called, and nothing is ended.
 
     Raises:
-        ValueError: `after` is negative or longer than a day.
+        InvalidRequest: `after` is no time in seconds, negative or longer than a day.
     """
-    if not 0 <= after <= 86_400:
-        raise ValueError(f"after={after} must be between 0 and 86400 seconds")
+    if type(after) not in (int, float) or not 0 <= after <= 86_400:
+        raise InvalidRequest(f"after={after!r:.80} must be between 0 and 86400 seconds")
     if job.ask_for_notice is not None:
         job.ask_for_notice(after)
         return

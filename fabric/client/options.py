@@ -303,11 +303,17 @@ def _linger(name: str, given: Any) -> dict[str, Any]:
 
 
 def _seconds(name: str, given: Any, *, zero: bool) -> float:
-    number = isinstance(given, int | float | Decimal) and not isinstance(given, bool) and math.isfinite(given)
-    if not number or not (0 if zero else 0.001) <= given <= MAX_DURATION_S:
+    if not _is_number(given) or not (0 if zero else 0.001) <= given <= MAX_DURATION_S:
         least = "0 or more" if zero else "more than 0"
         raise InvalidRequest(f"{name}={given!r} is not a time in seconds; it must be {least} and at most a year")
     return float(given)
+
+
+def _is_number(given: Any) -> bool:
+    """Whether it can be compared with a limit: no NaN, and none of the integers that no float holds."""
+    if isinstance(given, bool) or not isinstance(given, int | float | Decimal):
+        return False
+    return isinstance(given, int) or math.isfinite(given)
 
 
 def _retry(name: str, given: Any) -> dict[str, Any]:
@@ -357,7 +363,7 @@ def _tags(name: str, given: Any) -> dict[str, Any]:
 
 def _region(name: str, given: Any) -> dict[str, Any]:
     regions = (given,) if isinstance(given, str) else given
-    if not isinstance(regions, list | tuple) or not all(isinstance(r, str) and r for r in regions):
+    if not isinstance(regions, list | tuple) or not all(isinstance(r, str) and r and r.isprintable() for r in regions):
         raise InvalidRequest(f"{name}={given!r} is not a region such as 'eu-west', nor a list of them")
     return {name: tuple(regions)}
 
@@ -376,8 +382,7 @@ def _near(name: str, given: Any) -> dict[str, Any]:
 
 
 def _max_rtt_ms(name: str, given: Any) -> dict[str, Any]:
-    number = isinstance(given, int | float | Decimal) and not isinstance(given, bool) and math.isfinite(given)
-    if not number or not 0 < given <= MAX_RTT_MS:
+    if not _is_number(given) or not 0 < given <= MAX_RTT_MS:
         raise InvalidRequest(f"{name}={given!r} is not a round trip in ms: more than 0 and at most {MAX_RTT_MS}")
     return {name: float(given)}
 

@@ -92,9 +92,12 @@ def choose(url: str | None, api_key: str | None) -> None:
     """Talk to this fabric from now on; a session with another one ends.
 
     Raises:
-        InvalidRequest: a key without a URL.
+        InvalidRequest: a key without a URL, or what is no text.
     """
     global _chosen  # noqa: PLW0603
+    for name, given in (("url", url), ("api_key", api_key)):
+        if given is not None and (not isinstance(given, str) or not given.isprintable()):
+            raise InvalidRequest(f"fabric.init({name}={given!r:.80}): it is no text of printable characters")
     if api_key and not url:
         raise InvalidRequest("fabric.init(api_key=…) needs the url of its control plane too")
     end()

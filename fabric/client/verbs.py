@@ -15,7 +15,7 @@ from fabric.client.pack import pack_arguments, pack_function
 from fabric.client.runs import Explanation, Run
 from fabric.wire import channel, frames
 from fabric.wire.errors import InvalidRequest
-from fabric.wire.ids import new_id
+from fabric.wire.ids import is_name, new_id
 
 R = TypeVar("R")
 
@@ -26,8 +26,9 @@ def run(
     """Run `function(*args, **kwargs)` on a GPU of the fabric; blocks, streams its output, returns its value.
 
     Args:
-        function: any callable; what it refers to travels with it. Left out with `command=`: a program, whose exit code
-            0 is returned; another one is raised as a RunFailed that has it as `exit_code`.
+        function: any callable; what it refers to travels with it; an `async def` is run to its end where it is. Left
+            out with `command=`: a program, whose exit code 0 is returned; another one is raised as a RunFailed that has
+            it as `exit_code`.
         args: its positional arguments.
         kwargs: its keyword arguments, as a dict.
         keywords: where and how to run: gpu, tier, max_price, budget, timeout, retry, … (docs). `near` (a region, a
@@ -144,6 +145,8 @@ def attach(run_id: str, *, trust: bool = False) -> Run:
     Raises:
         InvalidRequest: there is no such run.
     """
+    if not isinstance(run_id, str) or not is_name(run_id):
+        raise InvalidRequest(f"run_id={run_id!r:.80} is not the id of a run; `run.id` is one, `fabric ps` shows them")
     current = session.current()
     current.call(current.plane.run(run_id))
     return Run(current, run_id, trust=trust)

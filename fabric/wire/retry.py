@@ -1,7 +1,10 @@
 """Whether an attempt that ended is tried again. Decides; waits for nothing."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fabric.wire.errors import InvalidRequest
 from fabric.wire.reasons import RETRY_CLASSES, Reason
 
 
@@ -22,16 +25,21 @@ class Retry:
     exit_codes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        on = (self.on,) if isinstance(self.on, str) else tuple(self.on)
-        object.__setattr__(self, "on", on)
-        object.__setattr__(self, "exit_codes", tuple(self.exit_codes))
-        unknown = [word for word in on if word not in RETRY_CLASSES]
+        """Raises InvalidRequest when it is no rule; says which part and what is allowed."""
+        for name in ("on", "exit_codes"):
+            given = getattr(self, name)
+            several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+            object.__setattr__(self, name, tuple(given) if several else (given,))
+        unknown = [word for word in self.on if not isinstance(word, str) or word not in RETRY_CLASSES]
         if unknown:
-            raise ValueError(f"Retry(on={unknown[0]!r}) is unknown; allowed: {', '.join(RETRY_CLASSES)}")
-        if self.max < 0:
-            raise ValueError(f"Retry(max={self.max}) must be 0 or more")
-        if self.backoff < 0:
-            raise ValueError(f"Retry(backoff={self.backoff}) must be 0 or more seconds")
+            raise InvalidRequest(f"Retry(on={unknown[0]!r:.80}) is unknown; allowed: {', '.join(RETRY_CLASSES)}")
+        wrong = [code for code in self.exit_codes if type(code) is not int]
+        if wrong:
+            raise InvalidRequest(f"Retry(exit_codes={wrong[0]!r:.80}) is not an exit code, nor a list of them")
+        if type(self.max) is not int or self.max < 0:
+            raise InvalidRequest(f"Retry(max={self.max!r:.80}) is not a number of retries, 0 or more")
+        if type(self.backoff) not in (int, float) or not 0 <= self.backoff < math.inf:
+            raise InvalidRequest(f"Retry(backoff={self.backoff!r:.80}) is not a time in seconds, 0 or more")
 
 
 def delay_s(retry: Retry, reason: Reason, attempts: int, exit_code: int | None = None) -> float | None:

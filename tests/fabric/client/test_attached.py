@@ -370,6 +370,32 @@ def test_a_trusted_result_is_whatever_can_be_pickled(small_fabric):
     value.weights[0] = 9  # large arrays come writable
     assert [value.score(1) for value in fabric.map(make_opaque, [1, 2], trust=True)] == [2, 3]
 
+    async def later():
+        return make_opaque(4)
+
+    assert fabric.run(later, trust=True).score(1) == 5
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: fabric.Env(pip=3), r"Env\(pip=3\) is not a list of requirements"),
+        (lambda: fabric.Env(python=3.11), r"Env\(python=3\.11\) is not a minor version"),
+        (lambda: fabric.init(3), r"fabric\.init\(url=3\)"),
+        (lambda: fabric.init("http://x", b"key"), r"fabric\.init\(api_key=b'key'\)"),
+        (lambda: fabric.simulate_preemption("soon"), "after='soon' must be between 0 and 86400"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_by_what_was_given(make, words):
+    with pytest.raises(fabric.InvalidRequest, match=words):
+        make()
+
+
+@pytest.mark.parametrize("run_id", [3, None, "", b"run_1", "run_\ud800"])
+def test_what_is_no_id_of_a_run_is_not_attached_to(small_fabric, run_id):
+    with pytest.raises(fabric.InvalidRequest, match=r"is not the id of a run; `run\.id` is one"):
+        fabric.attach(run_id)
+
 
 def test_nothing_is_unpickled_without_trust(small_fabric):
     with pytest.raises(fabric.RunFailed, match="not transportable") as caught:

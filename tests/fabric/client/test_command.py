@@ -62,6 +62,11 @@ def test_secrets_are_in_the_environment_of_the_call_and_nowhere_else(small_fabri
         fabric.run(command='[ "$HF_TOKEN" = s3cr3t-value-of-nobody ]', secrets=[fabric.Secret("HF_TOKEN", SECRET)]) == 0
     )
     assert list(fabric.map(lambda _: os.environ["HF_TOKEN"] == SECRET, [1], secrets={"HF_TOKEN": SECRET})) == [True]
+
+    async def later():
+        return os.environ["HF_TOKEN"] == SECRET
+
+    assert fabric.run(later, secrets={"HF_TOKEN": SECRET})
     assert fabric.run(lambda: "HF_TOKEN" in os.environ) is False
     assert SECRET not in repr(small_fabric.requests)
 
@@ -115,6 +120,7 @@ def test_a_secret_takes_its_value_from_this_process_and_never_shows_it(monkeypat
         ({"command": [1]}, "not a text for the shell"),
         ({"workdir": 7}, "not the path of a folder"),
         ({"workdir": "/no/such"}, "is not a folder"),
+        ({"workdir": "\0"}, "is not a folder"),
         ({"env": ["torch"]}, r"not a fabric\.Env"),
         ({"network": 1}, "not 'none', 'gang', 'open' or a list of hosts"),
         ({"network": "all"}, "not 'none', 'gang', 'open' or a list of hosts"),

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fabric.wire.errors import InvalidRequest
 from fabric.wire.reasons import EXPLANATIONS, RETRY_CLASSES, Reason
 from fabric.wire.retry import Retry, delay_s
 
@@ -36,9 +37,21 @@ def test_a_cancel_is_never_retried():
         assert delay_s(retry, reason, 1) is None
 
 
-@pytest.mark.parametrize("bad", [{"on": ("errors",)}, {"max": -1}, {"backoff": -0.1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"on": ("errors",)},
+        {"on": 3},
+        {"on": None},
+        {"max": -1},
+        {"max": "3"},
+        {"backoff": -0.1},
+        {"backoff": float("nan")},
+        {"exit_codes": "75"},
+    ],
+)
 def test_a_rule_that_makes_no_sense_is_refused(bad):
-    with pytest.raises(ValueError, match="Retry"):
+    with pytest.raises(InvalidRequest, match="Retry"):
         Retry(**bad)
 
 
