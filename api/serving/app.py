@@ -159,11 +159,11 @@ class _Routes:
             raise Refused(400, "args is a list and kwargs an object", param="args", code="invalid_type")
         if given.get("stream") is True:
             pieces = found.stream(method, Prompt(), *args, **kwargs)
-            first = await _or_refuse(_unless_gone(request, _first(pieces)))
+            first = await _or_refuse(_unless_gone(request, _if_taken(_first(pieces))))
             return StreamingResponse(
                 _events(pieces, first, lambda piece: {"value": piece}), media_type="text/event-stream"
             )
-        value = await _or_refuse(_unless_gone(request, found.call(method, *args, **kwargs)))
+        value = await _or_refuse(_unless_gone(request, _if_taken(found.call(method, *args, **kwargs))))
         try:
             return JSONResponse({"value": value})
         except (TypeError, ValueError) as error:
@@ -318,6 +318,17 @@ async def _events(
 
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
+
+
+async def _if_taken(answer: Awaitable[Any]) -> Any:
+    """The answer of a method; refused where it was called with other arguments than it has."""
+    try:
+        return await answer
+    except TypeError as error:
+        takes = getattr(error, "takes", None)
+        if takes is None:
+            raise
+        raise Refused(400, f"{error}; it takes {takes}", param="args", code="invalid_arguments") from None
 
 
 async def _or_refuse(answer: Awaitable[Any]) -> Any:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -168,9 +168,9 @@ class Crowd:
     async def _invoke(self, method: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         function = method if inspect.isroutine(method) else type(method).__call__
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            value = method(*args, **kwargs)
+            value = _called(method, args, kwargs)
         else:
-            value = await self._in_thread(lambda: method(*args, **kwargs))
+            value = await self._in_thread(lambda: _called(method, args, kwargs))
         return await value if inspect.isawaitable(value) else value
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
@@ -218,6 +218,26 @@ class Crowd:
         task = _current.get(None)
         if task is not None:
             job.add_counts(task.counters, counts)
+
+
+def _called(method: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """What it returns; a TypeError about the call itself gets the parameters that there are, as `takes`."""
+    try:
+        return method(*args, **kwargs)
+    except TypeError as error:
+        with suppress(TypeError, ValueError):
+            signature = inspect.signature(method)
+            if not _takes(signature, args, kwargs):
+                error.takes = str(signature)  # type: ignore[attr-defined]
+        raise
+
+
+def _takes(signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _told(function: Callable[[], Any]) -> Any:

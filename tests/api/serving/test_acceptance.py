@@ -116,6 +116,12 @@ def test_openais_client_gets_whole_streamed_and_refused_answers(make_town, clien
     base = service.url.removesuffix("v1")
     call = client.post(f"{base}call/double", body={"args": [4]}, cast_to=object)
     assert call["value"]["twice"] == 8
+    for method, body in [("double", {"args": [4, 5]}), ("count_to", {"kwargs": {"m": 2}, "stream": True})]:
+        with pytest.raises(openai.BadRequestError, match=r"it takes \(\w\)") as refused:
+            client.post(f"{base}call/{method}", body=body, cast_to=object)
+        assert refused.value.code == "invalid_arguments"
+    with pytest.raises(openai.InternalServerError):
+        client.post(f"{base}call/count_to", body={"args": ["many"], "stream": True}, cast_to=object)
     town.wait(lambda: service.status.get("completion_tokens") == 5)
     service.stop()
     town.wait(lambda: _status(lambda: ask(client, "x")) == 404)

@@ -118,6 +118,24 @@ async def test_an_object_that_travels_whole_is_started_before_its_first_method(s
     assert await customer.outcomes(1) == {0: True}
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "takes"),
+    [
+        ("add", (), "(n)"),
+        ("meet", (1, 2), "(n)"),
+        ("count_to", (), "(n)"),
+        ("plain", (1, 2), "(n)"),
+        ("add", ("x",), ""),
+    ],
+)
+async def test_wrong_arguments_are_a_type_error_that_names_the_right_ones(site, name, args, takes):
+    customer = await site.leased()
+    call(customer, actor(customer, Actor(Bench)), name, *args)
+    error = (await customer.outcomes(1))[0]
+    assert isinstance(error, TypeError)
+    assert getattr(error, "takes", "") == takes
+
+
 async def test_tasks_run_at_the_same_time_up_to_the_number_asked_for(site):
     customer = await site.leased()
     digest = actor(customer, Actor(Bench), at_once=3)
