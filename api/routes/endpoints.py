@@ -82,13 +82,12 @@ class ServedsOut(BaseModel):
 
 
 class ReportIn(BaseModel):
-    """`run` is one that the router is about to submit; `budget_dc` what it was given when the endpoint named none."""
+    """`run` is one that the router is about to submit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     report: dict[str, Any] = {}
     run: schemas.Name | None = None
-    budget_dc: schemas.DcIn | None = None
 
 
 def _router(plane: PlaneDep, token: Token) -> None:
@@ -158,8 +157,6 @@ def report(plane: PlaneDep, session: WriteSession, endpoint_id: str, said: Repor
         if row.state != ACTIVE:
             raise Conflict(f"endpoint {endpoint_id} is stopped")
         row.runs = [*row.runs, said.run]
-    if row.budget_dc is None:
-        row.budget_dc = said.budget_dc
     row.report, row.reported_ms = said.report or row.report, plane.now_ms()
     session.add(row)
     _keep_code(plane, session, row)

@@ -107,6 +107,8 @@ def test_a_run_of_an_endpoint_has_a_budget_its_own_lease_and_ends_with_it(servin
     assert (run["kind"], run["state"]) == ("serve", "STARTING")
     assert int(run["cost"]["budget_dc"]) > 0
     assert int(serving.call("GET", "/v1/endpoints/ep_1")["spent_dc"]) == int(run["cost"]["held_dc"]) > 0
+    told = {"budget_dc": "5"}
+    serving.call("PUT", "/v1/serving/endpoints/ep_1", told, headers=as_router(serving), expect=422)
     with selects(serving) as said:
         serving.call("GET", "/v1/serving/endpoints", headers=as_router(serving))
     assert len(said) == 1, "it is asked for each second, with all endpoints and their runs"
