@@ -7,8 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fabric.wire.ids import is_name
 from fabric.wire.reasons import Reason
-from fabric.wire.receipts import GENESIS_HASH, GpuLine, Receipt, ReceiptKind
+from fabric.wire.receipts import (
+    GENESIS_HASH,
+    MAX_ATTEMPT,
+    MAX_TASK,
+    GpuLine,
+    Receipt,
+    ReceiptKind,
+    TaskLine,
+)
 
 TOO_LATE_MS = 600_000
 """A receipt older than this by its nonce is refused, if the control plane was up that long."""
@@ -90,6 +99,19 @@ def judge(chain: Chain, receipt: Receipt, accepted_hash: bytes | None, age_ms: i
         return Judgement(Verdict.EARLY)
     problem = _identity(chain, receipt) or _link(chain, receipt) or _numbers(chain, receipt) or _age(age_ms)
     return _no(problem) if problem else Judgement(Verdict.ACCEPT)
+
+
+def unfit(receipt: Receipt, tasks: Sequence[TaskLine]) -> str:
+    """What in it no record can hold, and no honest agent writes; "" for nothing."""
+    for run in {line.run for line in (*receipt.runs, *tasks)}:
+        if not is_name(run):
+            return f"{run!r:.100} is not the id of a run"
+    for line in tasks:
+        if line.task > MAX_TASK or line.attempt > MAX_ATTEMPT:
+            return f"task {line.task}, attempt {line.attempt} of {line.run}: there are no such numbers"
+        if "\0" in line.reason or any("\0" in gpu for gpu in line.gpus):
+            return f"a text of task {line.task} of {line.run} holds the character NUL"
+    return ""
 
 
 def window_ms(

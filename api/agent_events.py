@@ -105,7 +105,9 @@ class AgentEvents:
         reason = _reason(message.reason)
         ended = TaskState.DONE if reason is Reason.DONE else TaskState.FAILED
         attempt.state = step(TASK_EDGES, TaskState(attempt.state), ended).value
-        said = message.message[:_MAX_WORDS]
+        said = message.message[:_MAX_WORDS].replace(
+            "\0", "\N{REPLACEMENT CHARACTER}"
+        )  # a user's, and NUL no column holds
         attempt.reason, attempt.message, attempt.exit_code = reason, said, message.exit_code
         attempt.ended_ms = self._plane.now_ms()
         session.add(attempt)

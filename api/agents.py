@@ -16,11 +16,13 @@ from anyio import CancelScope, to_thread
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from api import enrolment, gangs, inventory, keys, nonces, notices, orders, rounds, transitions
 from api.agent_events import AgentEvents
+from api.database_faults import holds_nul
 from api.distances import FRESH_MS, neighbours, write_location
 from api.fleet import cluster_id
 from api.ingest import Ingest
@@ -38,6 +40,7 @@ from fabric.wire.surroundings import EnvSpec, network_of
 _log = structlog.get_logger(__name__)
 _HELLO_S = 20.0
 _IDLE_S = 30.0
+_NUL = "a text in it holds the character NUL (U+0000)"
 _OUTBOX = 4096
 _MEASURE_AGAIN_MS = 10_000
 """How soon an agent measures again when clusters came or went."""
@@ -119,7 +122,12 @@ class Agents:
 
     async def _admit(self, websocket: WebSocket, hello: link.Hello) -> "_Connection":
         name = new_id("conn")
-        admitted = await to_thread.run_sync(self._write_hello, hello, name)
+        try:
+            admitted = await to_thread.run_sync(self._write_hello, hello, name)
+        except DBAPIError as error:
+            if holds_nul(error):
+                raise _Refused(_NUL) from None
+            raise
         older = self._connected.get(admitted.cluster)
         if older is not None:
             await older.close()
@@ -339,7 +347,12 @@ class _Connection:
             self._ingest.put(self, self.admitted.operator, self.admitted.session_keys, message.receipts)
         elif not isinstance(message, link.Heartbeat) or self._events.news(message):
             await self._ingest.settled(self)
-            return await to_thread.run_sync(self._events.handle, message)
+            try:
+                return await to_thread.run_sync(self._events.handle, message)
+            except DBAPIError as error:
+                if holds_nul(error):
+                    return _NUL
+                raise
         return ""
 
     async def _write(self) -> None:

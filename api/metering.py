@@ -12,12 +12,13 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col
 
+from api.acceptance import unfit
 from api.database_faults import fault
 from api.plane import Plane
 from api.receipt_batch import Batch, Verified, refusal
 from api.tables import SessionKeyRow
 from fabric.wire.link import Ack, RejectReceipt
-from fabric.wire.receipts import ReceiptError, SignedReceipt
+from fabric.wire.receipts import ReceiptError, SignedReceipt, named_in
 
 _log = structlog.get_logger(__name__)
 
@@ -73,7 +74,7 @@ class Metering:
         except ReceiptError as error:
             _log.warning("malformed receipt", operator=arrived.operator, error=str(error))
             self._count("malformed")
-            return None
+            return _refused_as_named(arrived.data, str(error))
         problem = "no session key of this operator is valid"
         for key in arrived.keys:
             try:
@@ -81,7 +82,7 @@ class Metering:
             except ReceiptError as error:
                 problem = str(error)
             else:
-                return Verified(arrived.operator, arrived.data, signed, receipt, key)
+                return Verified(arrived.operator, arrived.data, signed, receipt, key, unfit(receipt, signed.tasks))
         self._count("forged")
         return refusal(receipt, problem)
 
@@ -119,3 +120,12 @@ class Metering:
 
     def _count(self, verdict: str, by: int = 1) -> None:
         self._plane.metrics.receipts.labels(verdict=verdict).inc(by)
+
+
+def _refused_as_named(data: bytes, reason: str) -> RejectReceipt | None:
+    """The refusal of what is no receipt, if it says at least which one it would be."""
+    named = named_in(data)
+    if named is None:
+        return None
+    lease, generation, seq = named
+    return RejectReceipt(lease=lease, generation=generation, seq=seq, reason=reason)

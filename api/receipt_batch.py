@@ -26,6 +26,7 @@ from api.lifecycle import LeaseEvent
 from api.plane import Plane
 from api.receipt_rows import OpenLease
 from api.tables import EquivocationRow, LeaseRow, RunRow
+from fabric.wire.ids import is_name
 from fabric.wire.link import Ack, RejectReceipt
 from fabric.wire.machines import LeaseState
 from fabric.wire.reasons import Reason
@@ -42,13 +43,17 @@ _TOP_UP_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A receipt whose signature is by `key`, a session key of `operator`, the one that sent it as `data`."""
+    """A receipt whose signature is by `key`, a session key of `operator`, the one that sent it as `data`.
+
+    `unfit` says what in it no record can hold.
+    """
 
     operator: str
     data: bytes
     signed: SignedReceipt
     receipt: Receipt
     key: bytes
+    unfit: str
 
 
 class Batch:
@@ -58,11 +63,13 @@ class Batch:
         self._plane, self._session = plane, session
         self._now = plane.now_ms()
         self._epochs = EpochClock(plane.ledger_settings.genesis_ms, plane.ledger_settings.epoch_ms)
-        self._leases = receipt_rows.load(session, plane.fabric_id, [one.receipt for one in verified])
+        named = [one.receipt for one in verified if is_name(one.receipt.lease)]
+        self._leases = receipt_rows.load(session, plane.fabric_id, named)
         self._echoes = nonces.echoes(session, {one.receipt.nonce_seq for one in verified})
-        tasks = {(line.run, line.task) for one in verified for line in one.signed.tasks}
-        named = {line.run for one in verified for line in one.receipt.runs}
-        self._customers = receipt_rows.customers_of(session, named | {run for run, _ in tasks})
+        fit = [one for one in verified if not one.unfit]
+        tasks = {(line.run, line.task) for one in fit for line in one.signed.tasks}
+        runs = {line.run for one in fit for line in one.receipt.runs}
+        self._customers = receipt_rows.customers_of(session, runs | {run for run, _ in tasks})
         self._done = receipt_rows.done_tasks(session, tasks)
         self._receipts: list[dict[str, Any]] = []
         self._tasks: list[dict[str, Any]] = []
@@ -79,7 +86,7 @@ class Batch:
         if lease is None or lease.operator != one.operator:
             self.counts[Verdict.REJECT] += 1
             return refusal(receipt, f"this operator has no lease {receipt.lease}")
-        judged = self._judge(lease, receipt)
+        judged = self._judge(lease, one)
         self.counts[judged.verdict] += 1
         if judged.verdict is Verdict.ACCEPT:
             self._accept(lease, one)
@@ -111,8 +118,11 @@ class Batch:
             if name in self._heard:
                 yield name, Ack(lease=name, generation=lease.chain.generation, seq=lease.chain.last_seq)
 
-    def _judge(self, lease: OpenLease, receipt: Receipt) -> Judgement:
-        return judge(lease.chain, receipt, lease.seen.get(receipt.seq), self._age(lease.cluster, receipt))
+    def _judge(self, lease: OpenLease, one: Verified) -> Judgement:
+        receipt = one.receipt
+        judged = judge(lease.chain, receipt, lease.seen.get(receipt.seq), self._age(lease.cluster, receipt))
+        unfit = one.unfit and judged.verdict is Verdict.ACCEPT
+        return Judgement(Verdict.REJECT, one.unfit) if unfit else judged
 
     def _accept(self, lease: OpenLease, one: Verified) -> None:
         receipt = one.receipt

@@ -11,7 +11,9 @@ from typing import Any
 
 from fabric.wire import channel
 from fabric.wire.frames import Buffer, FrameError
+from fabric.wire.ids import is_name
 from fabric.wire.reasons import Reason
+from fabric.wire.receipts import MAX_ATTEMPT, MAX_TASK
 
 IN_FLIGHT = 2
 """CALL frames at the child at once: one runs, one waits in its socket."""
@@ -248,7 +250,10 @@ def parse_call(header: Sequence[Any], body: Buffer) -> Call:
     view = memoryview(body)
     if any(not sizes or min(sizes) < 0 for *_, sizes in tasks) or sum(map(sum, (t[2] for t in tasks))) != view.nbytes:
         raise FrameError("the sizes of a call's pieces do not add up to its body")
-    if any(task < 0 or attempt < 1 for task, attempt, _ in tasks) or len({t[0] for t in tasks}) != len(tasks):
+    if not is_name(run):
+        raise FrameError(f"{run!r:.100} is not the id of a run")
+    numbered = all(0 <= task <= MAX_TASK and 1 <= attempt <= MAX_ATTEMPT for task, attempt, _ in tasks)
+    if not numbered or len({t[0] for t in tasks}) != len(tasks):
         raise FrameError("a call's tasks are numbered from 0, once each, and its attempts from 1")
     at, cut = 0, []
     for task, attempt, sizes in tasks:

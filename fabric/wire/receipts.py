@@ -30,6 +30,9 @@ MAX_TASKS = 4096
 MAX_NUMBER = 2**44
 """Of any number in a receipt: 550 years in ms. Larger ones add up to more than a database's integer holds."""
 
+MAX_TASK, MAX_ATTEMPT = 10**9, 2**31 - 1
+"""What a task may be numbered with at most, and its attempt; the records of finished tasks hold no more."""
+
 GENESIS_HASH = bytes(32)
 """`previous` of the receipt with seq 0."""
 
@@ -295,6 +298,20 @@ def sign(receipt: Receipt, tasks: Sequence[TaskLine], key: SigningKey) -> Signed
     """Sign a receipt; its `task_count` and `task_root` must be those of `tasks`."""
     assert receipt.task_count == len(tasks) <= MAX_TASKS
     return SignedReceipt(receipt.body, key.sign(_DOMAIN + receipt.body).signature, tuple(tasks))
+
+
+def named_in(data: bytes) -> tuple[str, int, int] | None:
+    """Lease, generation and number of what is no receipt but almost one, so that it can be refused; None without them.
+
+    Text that is none has U+FFFD in it.
+    """
+    try:
+        body = msgpack.unpackb(data, raw=False, unicode_errors="replace")[0]
+        _, _, _, lease, generation, seq, *_ = msgpack.unpackb(body, raw=False, unicode_errors="replace")
+    except (ValueError, TypeError, LookupError, RecursionError, msgpack.exceptions.UnpackException):
+        return None
+    fine = type(lease) is str and type(generation) is int and type(seq) is int
+    return (lease, generation, seq) if fine else None
 
 
 def task_root(tasks: Sequence[TaskLine]) -> bytes:

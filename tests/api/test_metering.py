@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -25,6 +26,18 @@ def opened(fabric, agent):
     grant = agent.expect(link.Grant)
     agent.open(grant)
     return run["id"], grant
+
+
+UNFIT = {
+    "a run that is none": lambda run: {"runs": (RunLine("run_\0", 1_000),)},
+    "a run longer than an index takes": lambda run: {"runs": (RunLine("r" * 5_000, 1_000),)},
+    "a task of a run that is none": lambda run: {"tasks": (done("run_\0"),)},
+    "a task's reason": lambda run: {"tasks": (done(run, reason="done\0"),)},
+    "a task's attempt": lambda run: {"tasks": (done(run, attempt=2**31),)},
+    "a task's number": lambda run: {"tasks": (done(run, 10**9 + 1),)},
+    "a task's GPU": lambda run: {"tasks": (replace(done(run), gpus=("GPU-\0",)),)},
+}
+"""Receipts that are signed and chained as they should be, with something that no record can hold."""
 
 
 def charged(fabric, run):
@@ -266,6 +279,41 @@ def test_a_malformed_receipt_is_dropped_and_the_connection_lives(fabric, agent, 
     agent.beat(1_000)
     assert isinstance(agent.receipt(grant, TICK, 1_000), link.Ack)
     assert charged(fabric, run) == 100
+
+
+@pytest.mark.parametrize("make", UNFIT.values(), ids=UNFIT)
+def test_a_receipt_that_no_record_can_hold_is_refused_and_what_comes_beside_it_is_taken(fabric, agent, opened, make):
+    run, grant = opened
+    other = fabric.submit(gpu=["H100"])["id"]
+    beside = agent.expect(link.Grant)
+    agent.open(beside)
+    agent.beat(1_000)
+    refuse_unfit(agent, agent.signed(grant, TICK, 1_000, **make(run)).to_bytes(), grant, beside)
+    assert agent.expect(link.Release).lease == grant.lease
+    assert (charged(fabric, run), charged(fabric, other)) == (0, 100)
+    assert fabric.audit() == []
+
+
+def refuse_unfit(agent, unfit, grant, beside):
+    """Send it with a good receipt of another lease behind it."""
+    agent.send(link.Receipts(receipts=[unfit, agent.signed(beside, TICK, 1_000).to_bytes()]))
+    refusal = agent.expect(link.RejectReceipt)
+    assert (refusal.lease, refusal.generation, refusal.seq) == (grant.lease, 1, 1)
+    assert agent.expect(link.Ack).lease == beside.lease
+
+
+def test_a_receipt_with_text_that_is_none_is_refused_by_the_name_that_it_gives(fabric, agent, opened):
+    run, grant = opened
+    fabric.submit(gpu=["H100"])
+    beside = agent.expect(link.Grant)
+    agent.open(beside)
+    agent.beat(1_000)
+    fine = agent.signed(grant, TICK, 1_000, tasks=(done(run),), advance=False).to_bytes()
+    half_a_pair = fine.replace(run.encode(), run[:-3].encode() + "\ud800".encode(errors="surrogatepass"))
+    assert half_a_pair != fine
+    refuse_unfit(agent, half_a_pair, grant, beside)
+    agent.send(link.Receipts(receipts=[fine[:-1], b"\x93\xc4\x01\x90\xc4\x00\x90", b"\x90", b"\x01"]))
+    assert isinstance(agent.receipt(grant, TICK, 1_000), link.Ack)
 
 
 def test_an_old_generation_cannot_bill(fabric, agent, opened):

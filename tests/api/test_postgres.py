@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel import Session, select
 from starlette.testclient import WebSocketDenialResponse
+from test_metering import UNFIT, refuse_unfit
 from test_slots import WALLET, issue, money
 
 from api import conduct, keys
@@ -23,7 +24,9 @@ from api.reputation import DayFacts, score
 from api.schema import migrate
 from api.settings import Settings
 from api.tables import FactRow, GpuRow
+from fabric.wire import link
 from fabric.wire.clock import ManualClock
+from fabric.wire.receipts import ReceiptKind
 from ledger.errors import InsufficientFunds, PoolTermsRefused
 from ledger.leaves import gpu_id_hex
 from ledger.poolbook import PoolBook, Signed
@@ -245,6 +248,47 @@ def test_a_route_names_the_control_plane_whose_relay_leads_to_the_agent(postgres
             pass
         assert denied.value.status_code == 503
         assert "not connected to this control plane" in denied.value.text
+
+
+def test_a_receipt_that_no_row_can_hold_is_refused_and_what_comes_beside_it_is_taken(url, tmp_path):
+    settings = Settings(
+        state_dir=tmp_path / "unfit", database_url=url, bootstrap=bootstrap_file(tmp_path), allow_simulated=True
+    )
+    clock = ManualClock()
+    app = create_app(settings, clock, tick_s=None)
+    with TestClient(app) as client, Fabric(app, client, clock) as here:
+        agent = Agent(here, cluster="unfit", nodes=nodes(*(gpu(1001 + number) for number in range(len(UNFIT) + 1))))
+        agent.connect()
+        agent.beat(1_000)
+
+        def opened() -> tuple[str, link.Grant]:
+            run = here.submit(who="carol", operators_allow=["op-1"])["id"]
+            grant = agent.expect(link.Grant)
+            agent.open(grant)
+            return run, grant
+
+        _, beside = opened()
+        for make in UNFIT.values():
+            run, grant = opened()
+            agent.beat(1_000)
+            refuse_unfit(agent, agent.signed(grant, ReceiptKind.TICK, 1_000, **make(run)).to_bytes(), grant, beside)
+            assert agent.expect(link.Release).lease == grant.lease
+
+
+@pytest.mark.parametrize("said", ["hello", "inventory"])
+def test_an_agent_whose_nodes_no_row_can_hold_is_told_so(url, tmp_path, said):
+    settings = Settings(
+        state_dir=tmp_path / "unfit", database_url=url, bootstrap=bootstrap_file(tmp_path), allow_simulated=True
+    )
+    app = create_app(settings, ManualClock(), tick_s=None)
+    wrong = nodes(gpu(1101, "H\0"))
+    with TestClient(app) as client, Fabric(app, client, app.state.plane.clock) as here:
+        agent = Agent(here, cluster=f"told-{said}", nodes=wrong if said == "hello" else nodes(gpu(1101)))
+        answer = agent.connect()
+        if said == "inventory":
+            agent.send(link.Inventory(nodes=wrong))
+            answer = agent.expect(link.Refuse)
+        assert "NUL" in answer.reason
 
 
 TERMS = PoolTerms(0, 0, 10_000)

@@ -174,12 +174,20 @@ def test_a_call_is_cut_into_its_tasks():
         [[0, 0, [4]]],
         [[0, 1, [-1, 5]]],
         [["x", 1, [4]]],
+        [[10**9 + 1, 1, [4]]],
+        [[0, 2**31, [4]]],
         7,
     ],
 )
 def test_a_call_that_is_not_whole_is_refused(entries):
     with pytest.raises(FrameError):
         parse_call([channel.CALL, "run_1", b"digest", entries, 0], b"abcd")
+
+
+@pytest.mark.parametrize("run", ["", "run_\0", "run 1", "r" * 81])
+def test_a_call_of_what_is_no_run_is_refused_as_its_receipts_would_be(run):
+    with pytest.raises(FrameError, match="is not the id of a run"):
+        parse_call([channel.CALL, run, b"digest", [[0, 1, [4]]], 0], b"abcd")
 
 
 def test_the_first_outcome_of_an_attempt_stands():
