@@ -19,7 +19,7 @@ from fabric.placement.inventory import Assignment
 from fabric.wire.errors import BudgetExhausted, InsufficientFunds
 from fabric.wire.ids import new_id
 from fabric.wire.machines import LeaseState
-from ledger.pricing import PricedShare, StopReason, hold_size
+from ledger.pricing import PricedShare, StopReason, Wanted, hold_sizes
 
 NOTICE_MS = {"spot": 30_000, "on_demand": 5_000, "reserved": 5_000}
 """What a lease of each tier is promised before it is stopped; the hold's reserve pays it."""
@@ -40,7 +40,14 @@ def grant(plane: Plane, session: Session, run: RunRow, placement: Placement, sta
         InsufficientFunds: not even the reserve can be held.
         BudgetExhausted: likewise, because of the run's budget.
     """
-    return [_grant_one(plane, session, run, placement, part, startup_timeout_ms) for part in placement.assignments]
+    leases = [_new_lease(plane, session, run, placement, part, startup_timeout_ms) for part in placement.assignments]
+    _hold(plane, session, run, leases, placement.assignments)
+    for lease in leases:
+        join(session, lease.id, run.id, lease.granted_ms)
+        note_change(session, lease.granted_ms, lease.cluster, [lease.node])
+        plane.metrics.leases.inc()
+        say(session, cluster_topic(lease.cluster), run_topic(run.id))
+    return leases
 
 
 def join(session: Session, lease: str, run: str, now_ms: int) -> None:
@@ -52,7 +59,7 @@ def join(session: Session, lease: str, run: str, now_ms: int) -> None:
         session.flush()
 
 
-def _grant_one(
+def _new_lease(
     plane: Plane, session: Session, run: RunRow, placement: Placement, part: Assignment, startup_timeout_ms: int
 ) -> LeaseRow:
     now = plane.now_ms()
@@ -84,11 +91,6 @@ def _grant_one(
     session.add(lease)
     session.flush()
     _take_gpus(session, lease, part)
-    _hold(plane, session, run, lease, part)
-    join(session, lease.id, run.id, now)
-    note_change(session, now, cluster, [node])
-    plane.metrics.leases.inc()
-    say(session, cluster_topic(cluster), run_topic(run.id))
     return lease
 
 
@@ -111,32 +113,37 @@ def _take_gpus(session: Session, lease: LeaseRow, part: Assignment) -> None:
     session.flush()
 
 
-def _hold(plane: Plane, session: Session, run: RunRow, lease: LeaseRow, part: Assignment) -> None:
+def _hold(plane: Plane, session: Session, run: RunRow, leases: Sequence[LeaseRow], parts: Sequence[Assignment]) -> None:
+    """For leases that are granted together what there is is divided, so that the first does not take what all need."""
     ledger = plane.ledger(session)
-    if lease.tier == "reserved":
-        ledger.hold_nothing(lease.id, run.id, run.customer, f"hold/{lease.id}")
+    if leases[0].tier == "reserved":
+        for lease in leases:
+            ledger.hold_nothing(lease.id, run.id, run.customer, f"hold/{lease.id}")
         return
     available = ledger.balance(run.customer).available
     left = None if run.budget_dc is None else run.budget_dc - ledger.committed_dc(run.id)
-    shares = priced_shares(lease, [share.milli for share in part.gpus])
-    size = hold_size(
-        shares, notice_ms=lease.notice_ms, available_dc=available, budget_left_dc=left, least_ms=lease.least_ms
-    )
-    if size.refused is StopReason.BUDGET_EXHAUSTED:
+    wanted = [
+        Wanted(priced_shares(lease, [share.milli for share in part.gpus]), lease.notice_ms, lease.least_ms)
+        for lease, part in zip(leases, parts, strict=True)
+    ]
+    sizes = hold_sizes(wanted, available_dc=available, budget_left_dc=left)
+    needs = f"{'the lease needs' if len(leases) == 1 else f'{len(leases)} leases need'} at least {sizes.reserve_dc} DC"
+    if sizes.refused is StopReason.BUDGET_EXHAUSTED:
         raise BudgetExhausted(
-            f"the budget has {left} DC left, the lease needs at least {size.reserve_dc} DC set aside; raise `budget`",
+            f"the budget has {left} DC left, {needs} set aside; raise `budget`",
             budget_dc=run.budget_dc,
-            needed_dc=size.reserve_dc,
+            needed_dc=sizes.reserve_dc,
         )
-    if size.refused is not None:
+    if sizes.refused is not None:
         raise InsufficientFunds(
-            f"{available} DC are available and the lease needs at least {size.reserve_dc} DC set aside; deposit DC",
-            needed_dc=size.reserve_dc,
+            f"{available} DC are available and {needs} set aside; deposit DC",
+            needed_dc=sizes.reserve_dc,
             available_dc=available,
         )
-    ledger.hold(lease.id, run.id, run.customer, size.dc, f"hold/{lease.id}", budget_dc=run.budget_dc)
-    lease.set_aside_dc = size.dc
-    session.add(lease)
+    for lease, dc in zip(leases, sizes.dc, strict=True):
+        ledger.hold(lease.id, run.id, run.customer, dc, f"hold/{lease.id}", budget_dc=run.budget_dc)
+        lease.set_aside_dc = dc
+        session.add(lease)
 
 
 def priced_shares(lease: LeaseRow, millis: Sequence[int]) -> list[PricedShare]:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from api import nonces, notices, receipt_rows, transitions
+from api import gangs, nonces, notices, receipt_rows, transitions
 from api.acceptance import (
     TOO_LATE_MS,
     Judgement,
@@ -297,15 +297,16 @@ class Batch:
                 self._fund(lease, row)
 
     def _fund(self, lease: OpenLease, row: LeaseRow) -> None:
-        """Top the hold up; stop the lease when that fails."""
+        """Top the hold up, a gang's lease by its part of what is left at most; stop the lease when that fails."""
         ledger = self._plane.ledger(self._session)
         run = self._session.get_one(RunRow, row.run)
-        left = None if run.budget_dc is None else run.budget_dc - ledger.committed_dc(run.id)
+        parts = max(1, len(gangs.members(self._session, run.id))) if gangs.is_gang(run) else 1
+        left = None if run.budget_dc is None else (run.budget_dc - ledger.committed_dc(run.id)) // parts
         decided = top_up(
             lease.shares(),
             held_dc=row.set_aside_dc - row.charged_dc,
             notice_ms=row.notice_ms,
-            available_dc=ledger.balance(row.customer).available,
+            available_dc=ledger.balance(row.customer).available // parts,
             budget_left_dc=left,
         )
         row.topped_up_ms = self._now

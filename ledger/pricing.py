@@ -6,9 +6,10 @@ Integers only. Moves no money: ``ledger.booking`` does.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import add
 from typing import NamedTuple
 
-from ledger.money import mul_div_up
+from ledger.money import mul_div_down, mul_div_up
 
 MILLI_GPU_MS_PER_GPU_HOUR = 3_600_000_000
 HOLD_MS = 600_000
@@ -28,11 +29,19 @@ class StopReason(StrEnum):
     INSUFFICIENT_FUNDS = "insufficient_funds"
 
 
-@dataclass(frozen=True, slots=True)
-class HoldSize:
-    """What to hold for a lease now, and why not more when that is too little to start."""
+class Wanted(NamedTuple):
+    """A lease that something is to be held for: what it costs, its notice, and the time that is paid at least."""
 
-    dc: int
+    shares: Sequence[PricedShare]
+    notice_ms: int
+    least_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HoldSizes:
+    """What to hold now for each of some leases, all their reserves, and why nothing where not even those fit."""
+
+    dc: tuple[int, ...]
     reserve_dc: int
     refused: StopReason | None
 
@@ -63,24 +72,22 @@ def reserve_dc_up(shares: Sequence[PricedShare], notice_ms: int) -> int:
     return cost_up(shares, notice_ms + TICK_MS + STOP_MS)
 
 
-def hold_size(
-    shares: Sequence[PricedShare],
-    *,
-    notice_ms: int,
-    available_dc: int,
-    budget_left_dc: int | None,
-    least_ms: int = 0,
-) -> HoldSize:
-    """Ten minutes at the lease's price, less if budget or balance are less, never without the reserve.
+def hold_sizes(leases: Sequence[Wanted], *, available_dc: int, budget_left_dc: int | None) -> HoldSizes:
+    """Ten minutes at each lease's price, less if budget or balance are less, never without the reserve.
 
-    The reserve contains what the lease costs at least: `least_ms` at its price.
+    The reserve contains what a lease costs at least: `least_ms` at its price. Of less money than for ten minutes of all
+    each has its reserve and, for equally long, a part of the rest, rounded down.
 
-    Returns ``refused`` when not even the reserve fits; the reason says whether budget or balance is short.
+    Returns ``refused`` when not even the reserves fit; the reason says whether budget or balance is short.
     """
-    reserve = max(reserve_dc_up(shares, notice_ms), cost_up(shares, least_ms))
-    wanted = max(cost_up(shares, HOLD_MS), reserve)
-    dc, short = _bounded(wanted, available_dc, budget_left_dc)
-    return HoldSize(dc, reserve, short if dc < reserve else None)
+    reserves = [max(reserve_dc_up(one.shares, one.notice_ms), cost_up(one.shares, one.least_ms)) for one in leases]
+    more = [max(0, cost_up(one.shares, HOLD_MS) - reserve) for one, reserve in zip(leases, reserves, strict=True)]
+    dc, short = _bounded(sum(reserves) + sum(more), available_dc, budget_left_dc)
+    rest = dc - sum(reserves)
+    if rest < 0:
+        return HoldSizes((), sum(reserves), short)
+    parts = (mul_div_down(rest, wish, max(1, sum(more))) for wish in more)
+    return HoldSizes(tuple(map(add, reserves, parts)), sum(reserves), None)
 
 
 def top_up(

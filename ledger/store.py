@@ -116,7 +116,7 @@ class Ledger:
     def hold(
         self, lease_id: str, run_id: str, customer: str, dc: int, source_id: str, *, budget_dc: int | None = None
     ) -> None:
-        """Set DC aside for a new lease; size it with `ledger.pricing.hold_size`.
+        """Set DC aside for a new lease; size it with `ledger.pricing.hold_sizes`.
 
         Raises:
             InsufficientFunds: less than ``dc`` available.

@@ -2,8 +2,10 @@
 
 import pytest
 from scripted import OTHER_KEY, Agent, gpu, nodes
+from sqlmodel import select
 from test_detached import ARGS, CODE, RESULT, put, sha
 
+from api.tables import LeaseRow
 from fabric.wire import link
 from fabric.wire.receipts import ReceiptKind
 
@@ -208,9 +210,32 @@ def test_a_gang_below_its_least_size_gives_back_what_it_kept(fabric):
     assert fabric.run(run)["state"] == "QUEUED"
 
 
+def set_aside(fabric, run):
+    with fabric.plane.database.read() as session:
+        return list(session.exec(select(LeaseRow.set_aside_dc).where(LeaseRow.run == run)))
+
+
 def test_money_for_a_smaller_gang_buys_that(fabric, agent):
-    run = submit(fabric, 3, nodes_min=2, budget_dc=241_000)
+    run = submit(fabric, 3, nodes_min=2, budget_dc=6_000)
     assert len(run["leases"]) == 2
+
+
+def test_money_that_is_short_is_divided_among_a_gangs_leases_so_that_all_last_as_long(fabric, agent):
+    run = submit(fabric, 3, budget_dc=121_000)["id"]
+    assert set_aside(fabric, run) == [40_333] * 3
+    assert fabric.audit() == []
+
+
+def test_what_is_left_of_a_budget_tops_up_every_lease_of_a_gang(fabric, agent):
+    run = submit(fabric, budget_dc=241_000)["id"]
+    grants, _ = start(agent, run)
+    agent.beat(61_000)
+    for grant in grants:
+        agent.receipt(grant, ReceiptKind.TICK, 61_000)
+    first, second = set_aside(fabric, run)
+    assert first - 120_000 == 500
+    assert second - 120_000 in range(250, 501)
+    assert fabric.audit() == []
 
 
 def test_a_gang_is_granted_whole_or_not_at_all(fabric, agent):
@@ -225,8 +250,9 @@ def test_a_gang_is_granted_whole_or_not_at_all(fabric, agent):
 
 
 def test_money_for_part_of_a_gang_buys_none_of_it(fabric, agent):
-    answer = submit(fabric, 3, budget_dc=7_000, expect=402)
+    answer = submit(fabric, 3, budget_dc=6_599, expect=402)
     assert answer["type"].endswith("budget-exhausted")
+    assert "3 leases need at least 6600 DC set aside" in answer["detail"]
     assert fabric.call("GET", "/v1/account")["held_dc"] == "0"
 
 

@@ -8,9 +8,10 @@ from ledger.pricing import (
     MILLI_GPU_MS_PER_GPU_HOUR,
     PricedShare,
     StopReason,
+    Wanted,
     charge_due_up,
     cost_up,
-    hold_size,
+    hold_sizes,
     reserve_dc_up,
     top_up,
 )
@@ -19,6 +20,7 @@ shares = st.builds(PricedShare, st.integers(1, 1000), st.integers(0, 10**7))
 leases = st.lists(shares, min_size=1, max_size=8)
 dc = st.integers(0, 10**9)
 notice = st.integers(0, 300_000)
+wanted = st.builds(Wanted, leases, notice, st.integers(0, 700_000))
 
 
 def test_an_hour_of_a_whole_gpu_costs_its_price():
@@ -48,15 +50,25 @@ def test_the_cost_of_more_time_bounds_what_the_bill_can_grow_by(lease, done_ms, 
     assert grown <= cost_up(lease, more_ms)
 
 
-@given(leases, notice, dc, st.none() | dc)
-def test_a_hold_is_within_budget_and_balance_and_contains_the_reserve_or_is_refused(
-    lease, notice_ms, available, budget
+@given(st.lists(wanted, min_size=1, max_size=5), dc, st.none() | dc)
+def test_holds_are_within_budget_and_balance_and_contain_the_reserves_or_are_refused(gang, available, budget):
+    sizes = hold_sizes(gang, available_dc=available, budget_left_dc=budget)
+    reserves = [max(reserve_dc_up(one.shares, one.notice_ms), cost_up(one.shares, one.least_ms)) for one in gang]
+    assert sizes.reserve_dc == sum(reserves)
+    assert (sizes.refused is None) == (sum(reserves) <= min(available, available if budget is None else budget))
+    assert sum(sizes.dc) <= min(available, available if budget is None else budget)
+    for one, reserve, dc in zip(gang, reserves, sizes.dc, strict=False):
+        assert reserve <= dc <= max(cost_up(one.shares, HOLD_MS), reserve)
+
+
+@given(wanted, st.integers(1, 5), dc)
+def test_leases_that_are_alike_have_holds_that_are_alike_and_no_more_is_left_than_cannot_be_divided(
+    one, count, available
 ):
-    size = hold_size(lease, notice_ms=notice_ms, available_dc=available, budget_left_dc=budget)
-    assert size.dc <= available
-    assert budget is None or size.dc <= budget
-    assert size.dc <= max(cost_up(lease, HOLD_MS), size.reserve_dc)
-    assert (size.refused is None) == (size.dc >= size.reserve_dc)
+    sizes = hold_sizes([one] * count, available_dc=available, budget_left_dc=None)
+    full = hold_sizes([one] * count, available_dc=10**12, budget_left_dc=None)
+    assert len(set(sizes.dc)) <= 1
+    assert sizes.refused or sizes.dc == full.dc or available - sum(sizes.dc) < count
 
 
 @given(leases, notice, dc, st.none() | dc, dc)
@@ -73,8 +85,8 @@ def test_a_lease_stops_only_when_no_more_than_the_reserve_is_left_and_limits_bin
 
 def test_ten_minutes_are_held_and_topped_up_when_there_is_money_for_it():
     lease = [PricedShare(1000, 200_000)]
-    size = hold_size(lease, notice_ms=30_000, available_dc=10**6, budget_left_dc=None)
-    assert (size.dc, size.refused) == (33_334, None)
+    sizes = hold_sizes([Wanted(lease, 30_000)], available_dc=10**6, budget_left_dc=None)
+    assert (sizes.dc, sizes.refused) == ((33_334,), None)
     step = top_up(lease, held_dc=30_000, notice_ms=30_000, available_dc=10**6, budget_left_dc=None)
     assert (step.add_dc, step.stop) == (3_334, None)
 
@@ -89,5 +101,5 @@ def test_the_reason_to_stop_says_which_limit_bound():
 
 def test_a_reserve_longer_than_ten_minutes_is_held_whole():
     lease = [PricedShare(1000, 3_600_000)]  # 1 DC per ms
-    size = hold_size(lease, notice_ms=900_000, available_dc=10**9, budget_left_dc=None)
-    assert size.dc == size.reserve_dc == 906_000
+    sizes = hold_sizes([Wanted(lease, 900_000)], available_dc=10**9, budget_left_dc=None)
+    assert sizes.dc == (sizes.reserve_dc,) == (906_000,)
