@@ -124,7 +124,7 @@ def split(plane: Plane, session: Session, name: str, customer: str, at_ms: int) 
         )
     left = _end(plane, session, row, "split")
     first, second = _part(plane, row, row.from_ms, at_ms), _part(plane, row, at_ms, row.to_ms)
-    _take_over(plane, session, first, customer, min(left, price_dc(first, plane.now_ms())))
+    _take_over(plane, session, first, customer, min(left, price_dc(first, first.counts_from_ms)))
     _take_over(plane, session, second, customer, left - first.paid_dc)
     return first, second
 

@@ -224,3 +224,19 @@ def test_a_slot_that_nobody_runs_on_binds_nothing(market, agent):
         rows = session.execute(text("SELECT receipt_hash, dc FROM ledger_usage")).all()
     assert rows
     assert {digest for digest, _ in rows} == {bytes(32)}
+
+
+def test_a_slot_split_just_before_each_look_is_charged_as_one_that_is_whole(market, agent):
+    """The seconds since the last look go with the part that they lie in, and are paid."""
+    slot = issue(market)
+    paid = int(act(market, slot["id"], "buy")["paid_dc"])
+    beats(agent, MINUTE - 10_000)
+    agent.beat(9_000)
+    for _ in range(7):
+        agent.beat(10_000)
+        agent.beat(9_000)
+        slot = act(market, slot["id"], "split", {"at_ms": market.clock.now_ms() + 1})["slots"][1]
+    beats(agent, 2 * MINUTE)
+    available, held = money(market)
+    assert (BALANCE - available, held) == (paid, 0)
+    assert market.audit() == []
