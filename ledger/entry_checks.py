@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import reduce
 
 from sqlalchemy import Select, Table, case, func, select, text
 from sqlmodel import Session
@@ -66,6 +67,15 @@ def flows_are_permitted(session: Session) -> Iterator[Finding]:
                 side = "into" if direction > 0 else "out of"
                 yield Finding("ledger_entry", str(entry_id), f"a {kind} moved {asset} {side} {account_kind}")
     yield from _owners_mixed(session)
+
+
+def accounts_are_named(session: Session) -> Iterator[Finding]:
+    """Each account bears the name of what it is: bookings find it by its name, investors by the rest."""
+    parts = (func.replace(func.replace(part, "%", "%25"), "/", "%2F") for part in (ACCOUNT.c.owner, ACCOUNT.c.sub))
+    name = reduce(lambda left, right: left + "/" + right, parts, ACCOUNT.c.kind)
+    rows = session.execute(select(ACCOUNT).where(ACCOUNT.c.name != name).order_by(ACCOUNT.c.id))
+    for row in rows:
+        yield Finding("ledger_account", str(row.id), f"{row.name} is a {row.kind} of {row.owner!r}, {row.sub!r}")
 
 
 def accounts_are_solvent(session: Session) -> Iterator[Finding]:
@@ -149,6 +159,7 @@ CHECKS = [
     Check("entries balance", 1, entries_balance),
     Check("entries are whole", 1, entries_are_whole),
     Check("flows are permitted", 1, flows_are_permitted),
+    Check("accounts are named for what they are", 2, accounts_are_named),
     Check("accounts are solvent", 2, accounts_are_solvent),
     Check("balances are folds of entries", 3, balances_are_folds),
     Check("source ids are unique", 5, sources_are_unique),

@@ -84,6 +84,13 @@ def charges_have_usage(session: Session) -> Iterator[Finding]:
         yield Finding("ledger_entry", str(entry_id), f"{source_id} has no usage, or its lease never had a hold")
 
 
+def meters_have_usage(session: Session) -> Iterator[Finding]:
+    """A meter is opened by its first usage: one without any waits to refuse that of the lease it names."""
+    used = select(USAGE.c.entry_id).where(USAGE.c.meter_id == METER.c.id).exists()
+    for row in session.execute(select(METER.c.id, METER.c.lease_id).where(~used).order_by(METER.c.id)):
+        yield Finding("ledger_meter", str(row.id), f"no usage of lease {row.lease_id} opened it")
+
+
 def undos_reverse_charges(session: Session) -> Iterator[Finding]:
     """An undo is the exact opposite of a charge, and no charge is undone after it became final."""
     charge, undo = ENTRY.alias(), ENTRY.alias()
@@ -193,6 +200,7 @@ CHECKS = [
     Check("charges move their DC", 7, charges_move_their_dc),
     Check("usage is whole", 1, usage_is_whole),
     Check("charges have usage and a hold", 17, charges_have_usage),
+    Check("meters have usage", 24, meters_have_usage),
     Check("undos reverse charges", 24, undos_reverse_charges),
     Check("GPUs bill no more than time", 9, gpus_bill_no_more_than_time),
 ]

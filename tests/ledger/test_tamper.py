@@ -2,6 +2,8 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ HOUR = 3_600_000
 ALICE_HOLDER, BOB_HOLDER = "0x" + "11" * 20, "0x" + "22" * 20
 GPUS = [gpu_id_hex(f"GPU-{n}") for n in range(3)]
 BOOKED = [table for table in ledger_tables() if not table.name.startswith("ledger_pool")]  # those carry signatures
-TABLES = [table.name for table in BOOKED]
+TABLES = {table.name: table for table in BOOKED}
 COLUMNS = [(table.name, column.name) for table in BOOKED for column in table.columns]
 
 
@@ -93,7 +95,7 @@ def test_a_deleted_row_is_named(tampered, table, place):
     assert _named(report), (table, place)
 
 
-@pytest.mark.parametrize("table", [name for name in TABLES if name not in {"ledger_account", "ledger_meter"}])
+@pytest.mark.parametrize("table", TABLES)
 def test_an_inserted_row_is_named(tampered, table):
     report = tampered(lambda raw: _insert_copy(raw, table))
     assert _named(report), (table, report)
@@ -117,6 +119,15 @@ def test_a_row_that_names_what_is_not_there_is_named_without_the_seal_too(tamper
     assert named[check] & {table, "ledger_entry"}
 
 
+def test_an_account_in_wait_that_bears_anothers_name_is_named(tampered):
+    report = tampered(
+        lambda raw: raw.execute(
+            "INSERT INTO ledger_account (name, kind, owner, sub) VALUES ('available/carol/', 'available', 'bob', '')"
+        )
+    )
+    assert [finding.table for finding in _named(report)] == ["ledger_account"]
+
+
 def test_an_entry_booked_after_the_last_seal_is_reported_as_tail(tampered):
     def book(raw: sqlite3.Connection) -> None:
         raw.execute("INSERT INTO ledger_entry (source_id, kind, at_ms) VALUES ('close/x', 'close', 0)")
@@ -124,10 +135,18 @@ def test_an_entry_booked_after_the_last_seal_is_reported_as_tail(tampered):
     assert tampered(book).unsealed_tail == 1
 
 
-@pytest.mark.parametrize("table", ["ledger_entry", "ledger_dc_posting", "ledger_usage", "ledger_reward", "ledger_link"])
+@pytest.mark.parametrize("table", TABLES)
 def test_two_swapped_rows_are_named(tampered, table):
-    report = tampered(lambda raw: _swap(raw, table))
+    report = tampered(lambda raw: _exchange(raw, table, {column.name for column in TABLES[table].primary_key}))
     assert _named(report), table
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_swapped_values_of_one_column_are_named(tampered, history, tmp_path, table):
+    """Whatever sums they belong to stays what it was."""
+    columns = _varied(history, tmp_path / "look.db", table)
+    reports = {name: tampered(lambda raw, name=name: _exchange(raw, table, {name})) for name in columns}
+    assert [name for name, report in reports.items() if not _named(report)] == []
 
 
 def test_a_tail_cut_off_with_all_its_rows_and_links_is_named_by_a_head_seen_before(tampered):
@@ -274,8 +293,10 @@ def _insert_copy(raw: sqlite3.Connection, table: str) -> None:
         row["entry_id"] = raw.execute("SELECT id FROM ledger_entry WHERE kind = 'hold'").fetchone()[0]
     elif table == "ledger_link":
         row["entry_id"] = 999_999
-    elif table == "ledger_hold":
+    elif table in {"ledger_hold", "ledger_meter"}:
         row["lease_id"] = "lease-x"
+    elif table == "ledger_account":
+        row["name"] = "available/x/"
     for column in unique & row.keys():
         row[column] = _other(row[column])
     if table == "ledger_entry":
@@ -284,17 +305,41 @@ def _insert_copy(raw: sqlite3.Connection, table: str) -> None:
     raw.execute(f"INSERT INTO {table} ({','.join(row)}) VALUES ({marks})", tuple(row.values()))
 
 
-def _swap(raw: sqlite3.Connection, table: str) -> None:
-    """Two neighbours exchange their places, keys and all."""
-    key = {"ledger_entry": "id", "ledger_usage": "entry_id", "ledger_link": "entry_id"}.get(table, "rowid")
-    if table in {"ledger_dc_posting", "ledger_reward"}:
-        column = {"ledger_dc_posting": "amount", "ledger_reward": "wei"}[table]
-        rows = raw.execute(f"SELECT rowid, {column} FROM {table} ORDER BY rowid").fetchall()
-        first = rows[0]
-        second = next(row for row in rows if row[1] != first[1])
-        raw.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (second[1], first[0]))
-        raw.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (first[1], second[0]))
-        return
-    first, second = (row[0] for row in raw.execute(f"SELECT {key} FROM {table} ORDER BY {key} LIMIT 2").fetchall())
-    for old, new in ((first, -1), (second, first), (-1, second)):
-        raw.execute(f"UPDATE {table} SET {key} = ? WHERE {key} = ?", (new, old))
+def _varied(history: bytes, path: Path, table: str) -> list[str]:
+    """The columns in which a table's rows differ."""
+    path.write_bytes(history)
+    names = [column.name for column in TABLES[table].columns]
+    counts = ", ".join(f"count(DISTINCT {name}) + (count({name}) < count(*))" for name in names)
+    with closing(sqlite3.connect(path)) as raw:
+        found = raw.execute(f"SELECT {counts} FROM {table}").fetchone()
+    return [name for name, count in zip(names, found, strict=True) if count > 1]
+
+
+def _exchange(raw: sqlite3.Connection, table: str, columns: set[str]) -> None:
+    """Two rows that differ in these columns and in others exchange their values in them; the first two that can."""
+    raw.row_factory = sqlite3.Row
+    rows = [dict(row) for row in raw.execute(f"SELECT * FROM {table} ORDER BY rowid")]
+    for first, second in combinations(rows, 2):
+        differ = {name for name in first if first[name] != second[name]}
+        if differ & columns and differ - columns:
+            raw.execute("SAVEPOINT pair")
+            try:
+                _replace(raw, table, [first, second], [_mixed(first, second, columns), _mixed(second, first, columns)])
+            except sqlite3.IntegrityError:
+                raw.execute("ROLLBACK TO pair")
+            else:
+                return
+    raise AssertionError(f"no two rows of {table} can exchange {columns}")
+
+
+def _mixed(row: dict[str, Any], other: dict[str, Any], columns: set[str]) -> dict[str, Any]:
+    return row | {name: other[name] for name in columns}
+
+
+def _replace(raw: sqlite3.Connection, table: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
+    keys = [column.name for column in TABLES[table].primary_key]
+    for row in old:
+        where = " AND ".join(f"{key} = ?" for key in keys)
+        raw.execute(f"DELETE FROM {table} WHERE {where}", [row[key] for key in keys])
+    for row in new:
+        raw.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", [*row.values()])
