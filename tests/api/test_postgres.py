@@ -250,9 +250,12 @@ def test_a_route_names_the_control_plane_whose_relay_leads_to_the_agent(postgres
         assert "not connected to this control plane" in denied.value.text
 
 
-def test_a_receipt_that_no_row_can_hold_is_refused_and_what_comes_beside_it_is_taken(url, tmp_path):
+def test_a_receipt_that_no_row_can_hold_is_refused_and_what_comes_beside_it_is_taken(postgresql_url, tmp_path):
     settings = Settings(
-        state_dir=tmp_path / "unfit", database_url=url, bootstrap=bootstrap_file(tmp_path), allow_simulated=True
+        state_dir=tmp_path / "unfit",
+        database_url=postgresql_url,
+        bootstrap=bootstrap_file(tmp_path),
+        allow_simulated=True,
     )
     clock = ManualClock()
     app = create_app(settings, clock, tick_s=None)
@@ -276,9 +279,12 @@ def test_a_receipt_that_no_row_can_hold_is_refused_and_what_comes_beside_it_is_t
 
 
 @pytest.mark.parametrize("said", ["hello", "inventory"])
-def test_an_agent_whose_nodes_no_row_can_hold_is_told_so(url, tmp_path, said):
+def test_an_agent_whose_nodes_no_row_can_hold_is_told_so(postgresql_url, tmp_path, said):
     settings = Settings(
-        state_dir=tmp_path / "unfit", database_url=url, bootstrap=bootstrap_file(tmp_path), allow_simulated=True
+        state_dir=tmp_path / "unfit",
+        database_url=postgresql_url,
+        bootstrap=bootstrap_file(tmp_path),
+        allow_simulated=True,
     )
     app = create_app(settings, ManualClock(), tick_s=None)
     wrong = nodes(gpu(1101, "H\0"))
