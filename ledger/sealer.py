@@ -16,7 +16,7 @@ from sqlalchemy import Select, func, insert, select
 from sqlmodel import Session
 
 from ledger.accounts import Asset
-from ledger.book import ACCOUNT, CHUNK, ENTRY, POSTINGS, chunks
+from ledger.book import ACCOUNT, ENTRY, POSTINGS, chunks
 from ledger.bulk import among_given, insert_tuples
 from ledger.entries import EntryKind
 from ledger.meters import METER, USAGE
@@ -27,6 +27,7 @@ LINK, HEAD, HOLD = table_of(LinkRow), table_of(HeadRow), table_of(HoldRow)
 Heads = dict[int, list[tuple[str, bytes]]]
 """By position in the chain: what the head is known as (an epoch's number, or seen before) and its hash."""
 
+_ENTRIES_AT_ONCE = 2_000
 _LINK = ("position", "entry_id", "hash", "sealed_ms")
 _canonical = json.JSONEncoder(separators=(",", ":"), default=bytes.hex).encode
 
@@ -63,7 +64,7 @@ class Sealer:
     def seal(self, at_ms: int) -> bytes:
         """Link every committed entry that has no link; returns the head's hash. Two at once: one fails, on the key."""
         position, head = self._end()
-        for entry_ids in chunks(self._unlinked(at_ms)):
+        for entry_ids in chunks(self._unlinked(at_ms), _ENTRIES_AT_ONCE):
             links: list[tuple[int, int, bytes, int]] = []
             for entry_id, digest in self._digests(entry_ids).items():
                 position, head = position + 1, link_hash(head, digest, at_ms)
@@ -123,7 +124,7 @@ class Sealer:
         after = -1
         while True:
             rows = self._session.execute(
-                select(LINK).where(LINK.c.position > after).order_by(LINK.c.position).limit(CHUNK)
+                select(LINK).where(LINK.c.position > after).order_by(LINK.c.position).limit(_ENTRIES_AT_ONCE)
             ).all()
             if not rows:
                 return
