@@ -109,6 +109,12 @@ MUTANTS = (
            "if row is not None and row.body_sha256 != digest:", "if False:", "tests/api/test_idempotency.py"),
     Mutant("a holder's view for everybody", "api/deps.py", 'if of != "holder":', "if of:",
            "tests/api/test_investors.py -k holders_view"),
+    Mutant("a part of a slot that pays less than it counts", "api/slots.py",
+           "price_dc(first, first.counts_from_ms)", "price_dc(first, plane.now_ms())",
+           "tests/api/test_slots.py -k split_just"),
+    Mutant("a slot charged while its GPU was away", "api/slots.py",
+           "used_ms = uptime.up_ms(row.gpu_id, row.counts_from_ms, through)",
+           "used_ms = through - row.counts_from_ms", "tests/api/test_receipt_life.py"),
 )  # fmt: skip
 
 

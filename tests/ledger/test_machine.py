@@ -287,5 +287,6 @@ TestLedgerLife = LedgerLife.TestCase
 TestLedgerLife.settings = settings(
     deadline=None,
     stateful_step_count=40 if THOROUGH else 20,
-    max_examples=settings().max_examples // (3 if THOROUGH else 1),
+    max_examples=settings().max_examples // 3 if THOROUGH else 200,
 )
+pytestmark = pytest.mark.timeout(600)
