@@ -2,20 +2,22 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import select
 from sqlmodel import Session
 
 from api.plane import Plane
-from api.pool_moves import STATEMENT
+from api.pool_moves import STATEMENT, terms_of
 from api.pooled import pooled
 from api.wallets import signer_of
-from fabric.wire.errors import AuthError
-from fabric.wire.pool_moves import statement_from_json
+from fabric.wire.errors import AuthError, InvalidRequest
+from fabric.wire.pool_moves import TermsStatement, statement_from_json
 from ledger.audit import Check, Finding
 from ledger.closing import EPOCH, file_of
 from ledger.epoch import EpochClock, read_file
+from ledger.errors import PoolTermsRefused
 from ledger.meters import METER, USAGE, standing
 from ledger.poolbook import MOVE, TERMS, stays_of
 from ledger.pools import as_of, pool_and_epoch, pool_at
@@ -70,7 +72,8 @@ def _signed(session: Session) -> Iterator[Finding]:
             yield Finding("ledger_pool_statement", row.digest, problem)
         signed[row.signature] = row
     for row in session.execute(select(TERMS).order_by(TERMS.c.pool, TERMS.c.from_epoch)):
-        if not _says(signed.get(row.signature), row, ("create", "terms")):
+        stated = signed.get(row.signature)
+        if not _says(stated, row, ("create", "terms")) or not _same_terms(stated, row):
             yield Finding("ledger_pool_terms", f"{row.pool}/{row.from_epoch}", "nobody signed these terms")
     for row in session.execute(select(MOVE).order_by(MOVE.c.gpu_id, MOVE.c.nth)):
         stated = signed.get(row.signature)
@@ -81,6 +84,18 @@ def _signed(session: Session) -> Iterator[Finding]:
 
 def _says(stated: Any, row: Any, actions: tuple[str, ...]) -> bool:
     return stated is not None and stated.action in actions and (stated.pool, stated.signer) == (row.pool, row.signer)
+
+
+def _same_terms(stated: Any, row: Any) -> bool:
+    try:
+        statement = statement_from_json(json.loads(stated.body))
+        return (
+            isinstance(statement, TermsStatement)
+            and statement.entrance == row.entrance
+            and asdict(terms_of(statement)) == json.loads(row.terms)
+        )
+    except (ValueError, InvalidRequest, PoolTermsRefused):
+        return False
 
 
 def _problem_of(row: Any) -> str:

@@ -88,7 +88,7 @@ def _expect_here_and_now(plane: Plane, statement: Statement, now_ms: int) -> Non
 
 
 def _terms(session: Session, book: PoolBook, statement: TermsStatement, signed: Signed, epoch: int) -> int:
-    terms, entrance = _terms_of(statement), Entrance(statement.entrance)
+    terms, entrance = terms_of(statement), Entrance(statement.entrance)
     if statement.action == "create":
         operator = operator_by_wallet(session, signed.signer)
         if operator is None:
@@ -100,7 +100,8 @@ def _terms(session: Session, book: PoolBook, statement: TermsStatement, signed: 
     return book.change_terms(statement.pool, terms, entrance, now_epoch=epoch, signed=signed).from_epoch
 
 
-def _terms_of(statement: TermsStatement) -> PoolTerms:
+def terms_of(statement: TermsStatement) -> PoolTerms:
+    """The terms that a statement says."""
     payout = statement.operator_payout
     if payout and not (is_address(payout) and payout.startswith("0x")):
         raise InvalidRequest(f"operator_payout {payout!r} is not an Ethereum address; it is 0x and 40 hex digits")

@@ -301,3 +301,19 @@ def test_the_audit_names_usage_and_availability_that_were_not_so(green, agent_of
     with green.plane.database.write() as session:
         session.connection().exec_driver_sql("UPDATE ledger_pool_move SET from_epoch = from_epoch + 9")
     assert "usage stands under the pool of its time" in {check["name"] for check in green.audit()}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "entrance = 'open'",
+        "terms = replace(terms, '5000', '4000')",
+        "terms = '{}'",
+        "terms = replace(terms, '10', '99')",
+    ],
+)
+def test_terms_that_are_not_what_their_wallet_signed_are_named(green, lie):
+    with green.plane.database.write() as session:
+        session.connection().exec_driver_sql("DROP TRIGGER ledger_pool_terms_no_update")
+        session.connection().exec_driver_sql(f"UPDATE ledger_pool_terms SET {lie}")
+    assert "wallets signed what pools did" in {check["name"] for check in green.audit()}
