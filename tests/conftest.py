@@ -52,9 +52,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 
 @pytest.fixture(scope="module")
-def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql_url() -> Iterator[str]:
     """Of the database of a server of this file's own."""
     if not (BINARIES / "initdb").exists():
         pytest.skip("needs PostgreSQL 15 binaries")
-    with running_postgresql(tmp_path_factory.mktemp("pg")) as url:
+    with running_postgresql() as url:
         yield url
