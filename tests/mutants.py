@@ -39,7 +39,7 @@ MUTANTS = (
            "charge_due_up(usage.cumulative_gpu_ms - meter.cumulative_gpu_ms, priced)", "tests/ledger/test_booking.py"),
     Mutant("missing generation fence", "api/acceptance.py", "if receipt.generation != chain.generation:", "if False:",
            "tests/api/test_acceptance.py"),
-    Mutant("floor for ceil", "ledger/pricing.py", "import mul_div_up", "import mul_div_down as mul_div_up",
+    Mutant("floor for ceil", "ledger/pricing.py", "return mul_div_up(cumulative", "return mul_div_down(cumulative",
            "tests/ledger/test_pricing.py"),
     Mutant("top-up without reserve", "ledger/pricing.py", "short if held_dc + add <= reserve else None",
            "short if held_dc + add <= 0 else None", "tests/ledger/test_pricing.py"),
