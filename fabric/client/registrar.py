@@ -56,8 +56,8 @@ class Registrar:
 
     def _keep(self, told: dict[str, dict[str, Any]]) -> None:
         self._waiting |= told
-        for run in list(self._waiting)[: len(self._waiting) - MAX_KEPT]:
-            del self._waiting[run]
+        while len(self._waiting) > MAX_KEPT:
+            del self._waiting[next(iter(self._waiting))]
 
     def _flush_in(self, delay_s: float) -> None:
         if self._timer is None:

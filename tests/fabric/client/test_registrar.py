@@ -91,13 +91,14 @@ async def test_what_is_refused_is_given_up_and_what_comes_after_it_is_sent():
 
 
 async def test_of_more_than_can_be_kept_the_oldest_is_given_up(monkeypatch):
-    monkeypatch.setattr(registrars, "MAX_KEPT", 2)
+    monkeypatch.setattr(registrars, "MAX_KEPT", 10)
     heard = Heard([AWAY])
     registrar = Registrar(heard.send)
-    registrar.note({"id": "run_1"}, "RUNNING")
-    registrar.note({"id": "run_2"}, "RUNNING")
+    for number in range(9):
+        registrar.note({"id": f"run_{number}"}, "RUNNING")
     with pytest.raises(ServiceError):
         await registrar.flush()
-    registrar.note({"id": "run_3"}, "RUNNING")
+    for number in range(9, 12):
+        registrar.note({"id": f"run_{number}"}, "RUNNING")
     await registrar.flush()
-    assert heard.told == [("run_2", "RUNNING"), ("run_3", "RUNNING")]
+    assert heard.told == [(f"run_{number}", "RUNNING") for number in range(2, 12)]
