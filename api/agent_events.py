@@ -29,6 +29,8 @@ _log = structlog.get_logger(__name__)
 
 _MAX_WORDS = 20_000
 """Of what a task ended with, so many characters are kept."""
+_EXIT_CODES = 256
+"""A process ends with one below that, or by a signal, whose number is then below zero."""
 
 
 class AgentEvents:
@@ -108,7 +110,7 @@ class AgentEvents:
         said = message.message[:_MAX_WORDS].replace(
             "\0", "\N{REPLACEMENT CHARACTER}"
         )  # a user's, and NUL no column holds
-        attempt.reason, attempt.message, attempt.exit_code = reason, said, message.exit_code
+        attempt.reason, attempt.message, attempt.exit_code = reason, said, _exit_code(message.exit_code)
         attempt.ended_ms = self._plane.now_ms()
         session.add(attempt)
         run = session.get_one(RunRow, message.run)
@@ -119,7 +121,7 @@ class AgentEvents:
             return
         run.result_blob, run.result_message = message.result, said
         text = said or EXPLANATIONS[reason]
-        transitions.attempt_ended(self._plane, session, run, reason, text, exit_code=message.exit_code)
+        transitions.attempt_ended(self._plane, session, run, reason, text, exit_code=attempt.exit_code)
         transitions.lease_event(self._plane, session, lease, LeaseEvent.RELEASE, reason)
 
     def _heartbeat(self, session: Session, message: link.Heartbeat) -> None:
@@ -185,6 +187,11 @@ def _own_up(lease: LeaseRow) -> None:
     """
     if lease.given_back and lease.reason == Reason.INTERNAL_ERROR:
         lease.reason, lease.given_back = Reason.OPERATOR_LOST, False
+
+
+def _exit_code(said: int | None) -> int | None:
+    """None for what no process can end with: the task is over all the same."""
+    return said if said is not None and abs(said) < _EXIT_CODES else None
 
 
 def _reason(text: str) -> Reason:

@@ -64,6 +64,8 @@ class Book:
             SourceConflict: a source_id is booked with other content.
             InsufficientFunds, Overdrawn: an account would fall below zero; nothing of the call is booked then.
         """
+        if tails is None:
+            self.lock(())  # nobody books one of them after it was not found
         known = self.find([entry.source_id for entry in entries])
         fresh: dict[str, Entry] = {}
         for entry in entries:

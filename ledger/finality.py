@@ -36,6 +36,7 @@ class Finality:
 
     def advance(self, now_ms: int, *, at_ms: int) -> int:
         """Move the watermark to ``now_ms - final_after_ms``; returns the DC that became final."""
+        self._book.lock(())  # the watermark stays where it is from here on
         with collection_paused():
             return sum(self._step(start, end, epoch, at_ms) for start, end, epoch in list(self._stretches(now_ms)))
 

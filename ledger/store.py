@@ -135,6 +135,7 @@ class Ledger:
 
     def top_up(self, lease_id: str, dc: int, source_id: str, *, budget_dc: int | None = None) -> None:
         """Add DC to a lease's hold; decide how much with `ledger.pricing.top_up`. Errors as `hold`, and `NoHold`."""
+        self._book.lock(())  # the hold stays open from here on
         if source_id in self._book.find([source_id]):
             return
         known = self._open_hold(lease_id)

@@ -404,9 +404,10 @@ class Lease:
             case channel.FAILED:
                 task, attempt, reason, message, code = fields[0][0]
                 why = Reason(reason) if self._book.at_once and reason in _ENDED_BY_ACTORS else Reason.OOM
-                if type(code) is int and 0 < code < 256:
+                exit_code = code if type(code) is int and 0 < code < 256 else None
+                if exit_code is not None:
                     why = Reason.USER_ERROR  # a program of the customer's ended by itself
-                self._finish_failed(run, failed(task, attempt, why, str(message), code))
+                self._finish_failed(run, failed(task, attempt, why, str(message), exit_code))
             case _:
                 raise FrameError(f"a child does not send {kind!r}")
 

@@ -30,6 +30,9 @@ T = TypeVar("T")
 MEASURE_ROUNDS = 3
 """Landmarks, the few best by estimate, and those that are the best now that something is known."""
 
+GRACE_S = 3.0
+"""A request that is under way when it is time has so long to be answered."""
+
 _NOT_OURS_TO_SAY = frozenset({Reason.OPERATOR_LOST, Reason.GPU_UNHEALTHY})
 """The control plane takes these from nobody: they make used time the operator's loss."""
 
@@ -172,6 +175,20 @@ class Office:
         except Error:
             pass  # it is over already
         self.times.end(held.id)
+
+
+def in_time(ask: Callable[[], Awaitable[T]], until: float | None) -> Callable[[], Awaitable[T]]:
+    """The same request, given up a few seconds after it is time: for a small answer of a control plane that hangs."""
+
+    async def asked() -> T:
+        left = None if until is None else max(0.0, until - time.monotonic()) + GRACE_S
+        try:
+            async with asyncio.timeout(left):
+                return await ask()
+        except TimeoutError:
+            raise ServiceError("the control plane has not answered yet", retryable=True) from None
+
+    return asked
 
 
 def route_of(route: dict[str, Any]) -> Route:

@@ -46,8 +46,8 @@ class Registrar:
                 batch = {run: self._waiting.pop(run) for run in list(self._waiting)[:MAX_BATCH]}
                 try:
                     await self._send(list(batch.values()))
-                except Error as error:
-                    if isinstance(error, ServiceError) and error.retryable:
+                except (Error, asyncio.CancelledError) as error:
+                    if not isinstance(error, Error) or (isinstance(error, ServiceError) and error.retryable):
                         newer, self._waiting = self._waiting, batch
                         self._keep(newer)
                         self._flush_in(next(self._delays_s))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fabric.client.answers import Answers
 from fabric.client.http import LONG_POLL_S
+from fabric.client.office import in_time
 from fabric.client.proof import LeaseInEpoch, RunProof, prove
 from fabric.client.session import Session
 from fabric.wire import channel, frames
@@ -253,7 +254,7 @@ class Run:
             raise Timeout(f"{self.id} may go on, but {error.message}", reason=Reason.TIMEOUT) from None
 
     def _finished(self, timeout: float | None, until: float | None) -> dict[str, Any]:
-        facts = self._answer(self._current, until)
+        facts = self._answer(in_time(self._current, until), until)
         while not is_terminal(RUN_EDGES, RunState(facts["state"])):
             left = LONG_POLL_S if until is None else until - time.monotonic()
             if left <= 0:
@@ -261,7 +262,7 @@ class Run:
             wait = partial(
                 self._session.plane.run, self.id, wait_s=max(1, min(LONG_POLL_S, left)), since=facts["state"]
             )
-            facts = self._answer(wait, until)
+            facts = self._answer(in_time(wait, until), until)
         return facts
 
     def _read_result(self, blob: bytes) -> tuple[bool, Any]:

@@ -6,5 +6,11 @@ from typing import Any
 
 
 def settled(value: Any) -> Any:
-    """What a function returned; a coroutine is run to its end first, in an event loop of its own."""
-    return asyncio.run(value) if isinstance(value, Coroutine) else value
+    """What a function returned; a coroutine is run to its end first, in an event loop of its own.
+
+    The thread's own loop stays what it was: `asyncio.run` would leave none to what runs there afterwards.
+    """
+    if not isinstance(value, Coroutine):
+        return value
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(value)

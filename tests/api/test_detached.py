@@ -120,6 +120,15 @@ def test_a_lost_operator_queues_a_detached_run_again_and_its_old_answer_is_fence
     assert fabric.run(run)["result"]["blob"] == sha(ARGS)
 
 
+@pytest.mark.parametrize("code", [2**31, -(2**63), 2**63])
+def test_an_exit_code_that_no_process_has_is_not_kept_and_ends_the_run(fabric, token, code):
+    run, grant, work = start(fabric)
+    fabric.agent.send(work_done(grant, work, "user_error", exit_code=code))
+    fabric.agent.expect(link.Release)
+    ended = fabric.run(run)
+    assert (ended["state"], ended["reason"], ended["attempts"][0]["exit_code"]) == ("FAILED", "user_error", None)
+
+
 @pytest.mark.parametrize("first", ["receipt", "word"])
 def test_an_agent_that_ends_the_lease_as_done_strands_no_detached_run(fabric, token, first):
     run, grant, _ = start(fabric)

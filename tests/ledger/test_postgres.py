@@ -1,5 +1,6 @@
 """The ledger on PostgreSQL: the same rules, and many writers at once."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,7 +24,7 @@ from ledger.chain.index import Index
 from ledger.chain.tables import DepositRow, chain_tables, create_chain_schema
 from ledger.checks import LEDGER_CHECKS
 from ledger.database import open_engine
-from ledger.errors import InsufficientFunds
+from ledger.errors import InsufficientFunds, NoHold
 from ledger.leaves import gpu_id_hex
 from ledger.sealer import Sealer
 from ledger.store import Balance, Ledger
@@ -248,3 +249,30 @@ def test_rows_and_keys_in_bulk_are_what_they_are_on_sqlite(engine, bulk_table, b
 def test_all_rows_of_a_question_are_what_they_are_on_sqlite(engine, fetch_check):
     with engine.connect() as connection, Session(connection) as session:
         fetch_check(session)
+
+
+def test_a_hold_that_ends_while_a_top_up_waits_gets_nothing_more(funded, session, engine, clock, settings):
+    """The top-up has asked for the lock before the release is committed, and reads what there is after it."""
+    session.commit()
+    held = funded.balance("alice").held
+    assert held > 0
+    funded.release_hold("lease-1")
+
+    def top_up():
+        with Session(engine) as other:
+            Ledger(other, clock, settings).top_up("lease-1", 50, "top-up/late")
+            other.commit()
+
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(top_up)
+        waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        with engine.connect() as watching:
+            deadline = time.monotonic() + 20
+            while not watching.execute(waiting).scalar() and time.monotonic() < deadline:
+                watching.rollback()
+                time.sleep(0.02)
+        session.commit()
+        with pytest.raises(NoHold):
+            late.result(timeout=20)
+    assert funded.balance("alice").held == 0
+    assert run_audit(session, LEDGER_CHECKS, now_ms=clock.now_ms()).clean

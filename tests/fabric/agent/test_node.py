@@ -447,6 +447,20 @@ async def test_the_tcp_address_of_a_node_serves_as_the_unix_one_does(make_site):
     await site.stop()
 
 
+@pytest.mark.parametrize("code", [2**63, -1, "five", 256])
+async def test_an_exit_code_that_no_program_has_is_not_passed_on(make_site, code):
+    site = make_site()
+    await site.start()
+    customer = await site.leased()
+
+    def fail(code):
+        raise job.ProgramFailed(code)
+
+    customer.call(customer.function(fail), code)
+    assert (await customer.outcomes(1))[0][4] is None
+    await site.stop()
+
+
 async def test_a_program_runs_in_its_folder_streams_its_output_and_its_exit_code_comes_back(make_site, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "hello.txt").write_text("from the folder")

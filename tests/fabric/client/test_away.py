@@ -1,5 +1,6 @@
 """A control plane that cannot be reached while a run goes on: said at once, waited for, named at the end."""
 
+import asyncio
 import threading
 import time
 
@@ -7,6 +8,7 @@ import pytest
 
 import fabric
 from fabric import local
+from fabric.client.office import in_time
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +142,18 @@ def test_who_stops_the_embedded_fabric_is_told_at_once_and_the_next_call_starts_
         fabric.run(lambda: time.sleep(0.3))
     assert fabric.run(lambda: 7) == 7
     assert len(set(starts)) == 2
+
+
+async def test_a_request_that_hangs_is_given_up_soon_after_it_is_time(monkeypatch):
+    monkeypatch.setattr("fabric.client.office.GRACE_S", 0.05)
+    hangs = asyncio.Event()
+
+    async def ask():
+        await hangs.wait()
+        return "late"
+
+    with pytest.raises(fabric.ServiceError, match="has not answered yet") as given_up:
+        await in_time(ask, time.monotonic() + 0.05)()
+    assert given_up.value.retryable
+    hangs.set()
+    assert await in_time(ask, None)() == "late"

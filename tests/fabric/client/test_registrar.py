@@ -102,3 +102,24 @@ async def test_of_more_than_can_be_kept_the_oldest_is_given_up(monkeypatch):
         registrar.note({"id": f"run_{number}"}, "RUNNING")
     await registrar.flush()
     assert heard.told == [(f"run_{number}", "RUNNING") for number in range(2, 12)]
+
+
+async def test_a_flush_that_is_interrupted_loses_nothing():
+    heard, hangs = Heard(), asyncio.Event()
+
+    async def send(batch):
+        if not hangs.is_set():
+            hangs.set()
+            await asyncio.sleep(60)
+        await heard.send(batch)
+
+    registrar = Registrar(send)
+    for name in ("run_1", "run_2"):
+        registrar.note({"id": name}, "RUNNING")
+    flushing = asyncio.create_task(registrar.flush())
+    await hangs.wait()
+    registrar.note({"id": "run_2"}, "SUCCEEDED", "done")
+    flushing.cancel()
+    await asyncio.wait([flushing])
+    await registrar.flush()
+    assert heard.told == [("run_1", "RUNNING"), ("run_2", "SUCCEEDED")]
