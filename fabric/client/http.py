@@ -194,6 +194,8 @@ class ControlPlane:
 
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         for delay in (*RETRY_DELAYS_S, None):
+            if self._http.is_closed:
+                raise ServiceError(f"the session with {self.url} is over")
             try:
                 response = await self._http.request(method, path, **options)
             except httpx.TransportError as error:

@@ -8,6 +8,7 @@ import pytest
 
 import fabric
 from fabric import local
+from fabric.client.http import ControlPlane
 from fabric.client.office import in_time
 
 
@@ -157,3 +158,13 @@ async def test_a_request_that_hangs_is_given_up_soon_after_it_is_time(monkeypatc
     assert given_up.value.retryable
     hangs.set()
     assert await in_time(ask, None)() == "late"
+
+
+async def test_what_asks_again_when_its_session_is_over_is_told_so():
+    plane = ControlPlane("http://127.0.0.1:1", None)
+    with pytest.raises(fabric.ServiceError, match="cannot be reached"):
+        await plane.run("run_1")
+    await plane.close()
+    with pytest.raises(fabric.ServiceError, match="is over") as over:
+        await plane.run("run_1")
+    assert not over.value.retryable
