@@ -29,6 +29,8 @@ _log = structlog.get_logger(__name__)
 
 _MAX_WORDS = 20_000
 """Of what a task ended with, so many characters are kept."""
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+"""Stands there for NUL, which no column holds."""
 _EXIT_CODES = 256
 """A process ends with one below that, or by a signal, whose number is then below zero."""
 
@@ -107,9 +109,7 @@ class AgentEvents:
         reason = _reason(message.reason)
         ended = TaskState.DONE if reason is Reason.DONE else TaskState.FAILED
         attempt.state = step(TASK_EDGES, TaskState(attempt.state), ended).value
-        said = message.message[:_MAX_WORDS].replace(
-            "\0", "\N{REPLACEMENT CHARACTER}"
-        )  # a user's, and NUL no column holds
+        said = message.message[:_MAX_WORDS].replace("\0", _UNKNOWN)
         attempt.reason, attempt.message, attempt.exit_code = reason, said, _exit_code(message.exit_code)
         attempt.ended_ms = self._plane.now_ms()
         session.add(attempt)

@@ -4,8 +4,10 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from scripted import Agent, Fabric, TestClient, bootstrap_file, gpu, nodes
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -48,6 +50,13 @@ def planes(postgresql_url, tmp_path) -> Iterator[list[Plane]]:
     yield made
     for plane in made:
         plane.database.close()
+
+
+def app_on(url: str, folder: Path, clock: ManualClock) -> FastAPI:
+    settings = Settings(
+        state_dir=folder / "plane", database_url=url, bootstrap=bootstrap_file(folder), allow_simulated=True
+    )
+    return create_app(settings, clock, tick_s=None)
 
 
 def test_two_control_planes_migrate_once_and_are_one_fabric(planes):
@@ -251,14 +260,8 @@ def test_a_route_names_the_control_plane_whose_relay_leads_to_the_agent(postgres
 
 
 def test_a_receipt_that_no_row_can_hold_is_refused_and_what_comes_beside_it_is_taken(postgresql_url, tmp_path):
-    settings = Settings(
-        state_dir=tmp_path / "unfit",
-        database_url=postgresql_url,
-        bootstrap=bootstrap_file(tmp_path),
-        allow_simulated=True,
-    )
     clock = ManualClock()
-    app = create_app(settings, clock, tick_s=None)
+    app = app_on(postgresql_url, tmp_path, clock)
     with TestClient(app) as client, Fabric(app, client, clock) as here:
         agent = Agent(here, cluster="unfit", nodes=nodes(*(gpu(1001 + number) for number in range(len(UNFIT) + 1))))
         agent.connect()
@@ -280,13 +283,7 @@ def test_a_receipt_that_no_row_can_hold_is_refused_and_what_comes_beside_it_is_t
 
 @pytest.mark.parametrize("said", ["hello", "inventory"])
 def test_an_agent_whose_nodes_no_row_can_hold_is_told_so(postgresql_url, tmp_path, said):
-    settings = Settings(
-        state_dir=tmp_path / "unfit",
-        database_url=postgresql_url,
-        bootstrap=bootstrap_file(tmp_path),
-        allow_simulated=True,
-    )
-    app = create_app(settings, ManualClock(), tick_s=None)
+    app = app_on(postgresql_url, tmp_path, ManualClock())
     wrong = nodes(gpu(1101, "H\0"))
     with TestClient(app) as client, Fabric(app, client, app.state.plane.clock) as here:
         agent = Agent(here, cluster=f"told-{said}", nodes=wrong if said == "hello" else nodes(gpu(1101)))
@@ -366,27 +363,16 @@ def test_a_slot_that_many_buy_at_two_control_planes_is_sold_once_and_paid_once(p
 
 
 def test_reputations_are_made_of_the_same_facts_here(planes, postgresql_url, tmp_path):
-    settings = Settings(
-        state_dir=tmp_path / "named",
-        database_url=postgresql_url,
-        bootstrap=bootstrap_file(tmp_path),
-        allow_simulated=True,
-    )
-    app = create_app(settings, ManualClock(), tick_s=None)
-    with TestClient(app) as client, Fabric(app, client, app.state.plane.clock) as here:
+    clock = ManualClock()
+    app = app_on(postgresql_url, tmp_path, clock)
+    with TestClient(app) as client, Fabric(app, client, clock) as here:
         conduct.sweep(app.state.plane)
         answer = here.call("GET", "/v1/operators/op-2/reputation")
     assert answer["reputation"] == score([DayFacts(**day) for day in answer["days"]], answer["today"]).value
 
 
 def test_text_that_postgresql_cannot_hold_is_refused_and_no_fault(postgresql_url, tmp_path):
-    settings = Settings(
-        state_dir=tmp_path / "named",
-        database_url=postgresql_url,
-        bootstrap=bootstrap_file(tmp_path),
-        allow_simulated=True,
-    )
-    app = create_app(settings, ManualClock(), tick_s=None)
+    app = app_on(postgresql_url, tmp_path, ManualClock())
     with TestClient(app, raise_server_exceptions=False) as client, Fabric(app, client, app.state.plane.clock) as here:
         for path in ("runs/a%00", "ledger/pools/%00", "gpus/%00"):
             assert "NUL" in here.call("GET", f"/v1/{path}", expect=422)["detail"]
