@@ -95,7 +95,7 @@ class AgentEvents:
             transitions.lease_event(self._plane, session, lease, LeaseEvent.ENDED_UNOPENED, reason)
             return
         if reason is Reason.OPERATOR_LOST:
-            _own_up(lease)
+            transitions.own_up(lease)
         transitions.lease_event(self._plane, session, lease, LeaseEvent.RELEASE, reason)
         lease.lost_at_ms = self._plane.now_ms() + ENDED_MS
         session.add(lease)
@@ -136,7 +136,7 @@ class AgentEvents:
             col(LeaseRow.cluster) == self._cluster, col(LeaseRow.node).in_(newly), col(LeaseRow.state).in_(active)
         )
         for lease in session.scalars(leases):
-            _own_up(lease)
+            transitions.own_up(lease)
             transitions.lease_event(self._plane, session, lease, LeaseEvent.RELEASE, Reason.OPERATOR_LOST)
             lease.lost_at_ms = self._plane.now_ms() + ENDED_MS
             session.add(lease)
@@ -178,15 +178,6 @@ class AgentEvents:
             known = session.scalar(mine) is not None
         if known and message.lines:
             self._plane.logs.append(message.run, message.lines)
-
-
-def _own_up(lease: LeaseRow) -> None:
-    """Its agent says that the node is lost: a customer who could not reach it, and said so first, was right.
-
-    The reason is the operator's own word from now on, so it counts for the operator's reputation, and bills no least.
-    """
-    if lease.given_back and lease.reason == Reason.INTERNAL_ERROR:
-        lease.reason, lease.given_back = Reason.OPERATOR_LOST, False
 
 
 def _exit_code(said: int | None) -> int | None:

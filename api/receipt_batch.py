@@ -149,7 +149,9 @@ class Batch:
             gpu_ms={line.uuid: line.gpu_ms for line in receipt.gpus},
         )
         if receipt.kind is ReceiptKind.CLOSE:
-            lease.events.append((LeaseEvent.CLOSE_ACCEPTED, self._decided(lease) or closing_word(receipt.reason)))
+            lease.events.append(
+                (LeaseEvent.CLOSE_ACCEPTED, self._decided(lease, receipt) or closing_word(receipt.reason))
+            )
         self._receipts.append(
             {
                 "lease": lease.id,
@@ -166,13 +168,18 @@ class Batch:
             }
         )
 
-    def _decided(self, lease: OpenLease) -> str:
-        """Why the lease ends, as its customer, this control plane or a notice says; "" where only its agent does."""
+    def _decided(self, lease: OpenLease, receipt: Receipt) -> str:
+        """Why the lease ends, as its customer, this control plane or a notice says; "" where only its agent does.
+
+        So it does of a node that it says is lost, where the customer could not reach it.
+        """
+        if receipt.reason == Reason.OPERATOR_LOST and transitions.unreachable(lease):
+            return ""
         return Reason.DONE if lease.given_back else lease.reason or notices.reason_of(self._session, lease.id) or ""
 
     def _least(self, lease: OpenLease, receipt: Receipt) -> int:
         """An agent's word alone bills no least."""
-        decided = self._decided(lease) if receipt.kind is ReceiptKind.CLOSE else ""
+        decided = self._decided(lease, receipt) if receipt.kind is ReceiptKind.CLOSE else ""
         return least_ms(lease.least_ms, receipt.kind, decided) if decided else 0
 
     def _meter(self, lease: OpenLease, receipt: Receipt, window: int) -> None:

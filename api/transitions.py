@@ -26,6 +26,7 @@ from api.lifecycle import (
     run_opened,
 )
 from api.plane import Plane
+from api.receipt_rows import OpenLease
 from api.schemas import RunRequest
 from api.signals import CAPACITY, cluster_topic, logs_topic, run_topic
 from api.tables import AttemptRow, BlobRow, GpuRow, LeaseGpuRow, LeaseRow, LeaseRunRow, RunRow
@@ -58,6 +59,8 @@ def lease_event(plane: Plane, session: Session, lease: LeaseRow, event: LeaseEve
         return False
     ending = lease.state in _USABLE
     lease.state = decided.state.value
+    if event is LeaseEvent.CLOSE_ACCEPTED and reason == Reason.OPERATOR_LOST:
+        own_up(lease)
     if event is LeaseEvent.LOST and lease.reason == Reason.INTERNAL_ERROR:
         lease.reason = reason  # who could not reach its node was right
     lease.reason = lease.reason or reason
@@ -77,6 +80,20 @@ def lease_event(plane: Plane, session: Session, lease: LeaseRow, event: LeaseEve
 def give_back(lease: LeaseRow) -> None:
     """Its customer ends it; what ends already by another's word keeps that word."""
     lease.given_back = lease.given_back or lease.state in _USABLE
+
+
+def own_up(lease: LeaseRow) -> None:
+    """Its agent says that the node is lost: a customer who could not reach it, and said so first, was right.
+
+    The reason is the operator's own word from now on, so it counts for the operator's reputation, and bills no least.
+    """
+    if unreachable(lease):
+        lease.reason, lease.given_back = Reason.OPERATOR_LOST, False
+
+
+def unreachable(lease: LeaseRow | OpenLease) -> bool:
+    """Whether it ends because its customer could not reach the node."""
+    return lease.given_back and lease.reason == Reason.INTERNAL_ERROR
 
 
 def _avoid_node(session: Session, lease: LeaseRow) -> None:

@@ -202,7 +202,7 @@ def test_a_lease_that_its_customer_cannot_reach_ends_as_a_lost_operator_and_not_
     assert fabric.audit() == []
 
 
-@pytest.mark.parametrize("word", ["ended", "heartbeat"])
+@pytest.mark.parametrize("word", ["ended", "heartbeat", "receipt"])
 @pytest.mark.parametrize("first", ["customer", "agent"])
 def test_an_agents_word_that_its_node_is_lost_is_the_reason_even_if_its_customer_was_first(fabric, agent, first, word):
     fabric.submit(gpu=["H100"], retry={"on": ["interruption"], "max": 0})
@@ -216,12 +216,15 @@ def test_an_agents_word_that_its_node_is_lost_is_the_reason_even_if_its_customer
         give_back()
     if word == "ended":
         agent.send(link.Ended(lease=grant.lease, generation=1, reason="operator_lost"))
-    else:
+    elif word == "heartbeat":
         agent.send(link.Heartbeat(nonce_seq=1, lost_nodes=["node-1"]))
+    else:
+        agent.receipt(grant, CLOSE, 1000, reason="operator_lost")
     agent.beat()
     if first == "agent":
         give_back()
-    agent.receipt(grant, CLOSE, 1000, reason="operator_lost")
+    if word != "receipt":
+        agent.receipt(grant, CLOSE, 1000, reason="operator_lost")
     with fabric.plane.database.read() as session:
         lease = session.get_one(LeaseRow, grant.lease)
     assert (lease.state, lease.reason) == ("CLOSED", "operator_lost")
